@@ -1,0 +1,189 @@
+"""Artifacts never lie: what identifies them, how they come into being at once, and who may write them.
+
+- A *digest* names what determines a result: inputs, settings, deciding code. Another digest is never resumed or mixed.
+- A file appears under its name only when it is complete: written beside it, flushed to disk, renamed.
+- A job holds the lock of what it writes. The lock dies with its process, however that ends.
+"""
+
+import ast
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from pathlib import Path
+from typing import IO, Any
+
+from segpipe.errors import SegpipeError
+
+log = getLogger(__name__)
+
+FORMAT_VERSION = 1  # raised when files of an older version can no longer be read or mixed
+PACKAGE = Path(__file__).parent
+
+# The modules that decide each rule's result. An edit elsewhere never redoes the rule.
+DECIDING_MODULES = {
+    "phantoms": ("data/phantoms.py",),
+    "check": ("data/image.py", "data/dataset.py", "data/check.py"),
+    "fingerprint": ("data/image.py", "prepare/fingerprint.py"),
+    "plan": ("prepare/topology.py", "prepare/plan.py"),
+    "splits": ("data/splits.py",),
+    "preprocess": (
+        "data/image.py",
+        "prepare/fingerprint.py",
+        "prepare/normalise.py",
+        "prepare/resample.py",
+        "prepare/preprocess.py",
+        "prepare/store.py",
+    ),
+    "train": (
+        "training/sampling.py",
+        "training/augment.py",
+        "training/network.py",
+        "training/loss.py",
+        "training/schedule.py",
+        "training/loop.py",
+    ),
+    "validate": (
+        "data/image.py",
+        "training/network.py",
+        "inference/window.py",
+        "inference/predict.py",
+        "inference/export.py",
+        "evaluation/metrics.py",
+        "evaluation/summary.py",
+    ),
+    "ensemble": ("inference/ensemble.py", "evaluation/metrics.py", "evaluation/summary.py"),
+    "crossval": ("evaluation/crossval.py",),
+    "predict": (
+        "data/image.py",
+        "prepare/normalise.py",
+        "prepare/resample.py",
+        "prepare/preprocess.py",
+        "training/network.py",
+        "inference/window.py",
+        "inference/predict.py",
+        "inference/export.py",
+    ),
+}
+
+
+def of(value: Any) -> str:
+    """Identity of plain data (dicts, lists, strings, numbers): 16 hex digits, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def of_file(path: Path) -> str:
+    """Identity of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@functools.cache
+def of_code(rule: str) -> str:
+    """Identity of the code that decides a rule's result; comments, docstrings and layout do not count."""
+    return of([_meaning((PACKAGE / module).read_text()) for module in DECIDING_MODULES[rule]] + [FORMAT_VERSION])
+
+
+def _meaning(source: str) -> str:
+    """The syntax tree of a module without its docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; when the block ends well, it replaces `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp.", dir=path.parent))
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once."""
+    with new_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON at once: valid (null, never NaN), stable, readable in a diff."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text())
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file so that it appears at once."""
+    with new_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextmanager
+def exclusive(lock: Path, doing: str) -> Iterator[Callable[[str], None]]:
+    """Hold `lock` for the block; yields a function that says there how far the work is.
+
+    A second writer waits: the first may be the orphan of a killed Snakemake, which still does the same work. Under
+    Slurm the waiting job would hold its device for nothing, so it stops with an error and is retried later.
+
+    Raises SegpipeError under Slurm when the lock is taken.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as file:
+        _acquire(file, lock)
+
+        def report(progress: str) -> None:
+            file.truncate(0)
+            file.write(f"pid {os.getpid()}: {progress}")
+            file.flush()
+
+        report(doing)
+        yield report
+
+
+def _acquire(file: IO[str], lock: Path, poll_s: float = 1.0, remind_s: float = 60.0) -> None:
+    reminded = -remind_s
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            if "SLURM_JOB_ID" in os.environ:
+                raise SegpipeError(f"{lock.parent} is being written by {holder}") from None
+            if time.monotonic() - reminded >= remind_s:
+                log.info("%s is being written by %s; waiting for it to end", lock.parent, holder)
+                reminded = time.monotonic()
+            time.sleep(poll_s)

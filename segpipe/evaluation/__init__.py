@@ -1,0 +1,1 @@
+"""Numbers: one mask pair, one fold, the cross-validation."""

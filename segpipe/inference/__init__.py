@@ -1,0 +1,1 @@
+"""From a checkpoint to segmentations and softmax on the original grid."""

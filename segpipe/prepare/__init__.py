@@ -1,0 +1,1 @@
+"""From raw cases to the plan and the preprocessed cases."""

@@ -1,0 +1,17 @@
+"""Check the raw dataset and list its cases."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data import check
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Check every file of the raw dataset; write cases.json, or report all problems at once."""
+    check.check(Path(args.dataset), Path(args.out), params.check)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--dataset", "--out")

@@ -1,0 +1,17 @@
+"""Gather the folds into the cross-validation's summary."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.evaluation import crossval
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Gather the folds' summaries into one over all cases."""
+    crossval.gather([Path(path) for path in args.summaries], Path(args.out))
+
+
+if __name__ == "__main__":
+    cli.run(main, "--summaries+", "--out")

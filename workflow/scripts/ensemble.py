@@ -1,0 +1,19 @@
+"""Ensemble the configurations of one fold."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data.dataset import Cases
+from segpipe.inference import ensemble
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Average the saved softmax of the members; write segmentations and the fold's summary.json."""
+    cases = Cases.read(Path(args.cases), params.dataset)
+    ensemble.ensemble(cases, [Path(folder) for folder in args.validations], Path(args.out), params)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--fold", "--cases", "--validations+", "--out")

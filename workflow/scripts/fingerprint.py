@@ -1,0 +1,18 @@
+"""Extract the dataset's fingerprint."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data.dataset import Cases
+from segpipe.params import Params
+from segpipe.prepare import fingerprint
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Extract spacings, shapes and intensity statistics of the training cases."""
+    fingerprint.extract(Cases.read(Path(args.cases), params.dataset), Path(args.out), params.runtime)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--cases", "--out")

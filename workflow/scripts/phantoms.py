@@ -1,0 +1,17 @@
+"""Generate the phantom dataset."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data import phantoms
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Generate the phantom dataset into the folder --out."""
+    phantoms.generate(Path(args.out), params.phantoms)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--out")

@@ -1,0 +1,19 @@
+"""Plan the configurations."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data.dataset import Cases
+from segpipe.params import Params
+from segpipe.prepare import plan
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Turn the fingerprint and the settings into a plan."""
+    cases = Cases.read(Path(args.cases), params.dataset)
+    plan.write(cases, Path(args.fingerprint), params, Path(args.out))
+
+
+if __name__ == "__main__":
+    cli.run(main, "--cases", "--fingerprint", "--out")

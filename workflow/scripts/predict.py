@@ -1,0 +1,19 @@
+"""Predict the cases of imagesTs."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data.dataset import Cases
+from segpipe.inference import predict
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
+    cases = Cases.read(Path(args.cases), params.dataset)
+    predict.predict_dataset(cases, Path(args.plan), [Path(model) for model in args.models], Path(args.out), params)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--cases", "--plan", "--models+", "--out")

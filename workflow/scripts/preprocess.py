@@ -1,0 +1,19 @@
+"""Preprocess the cases for one configuration."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data.dataset import Cases
+from segpipe.params import Params
+from segpipe.prepare import store
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Crop, normalise and resample every training case; write the manifest of the stored cases."""
+    cases = Cases.read(Path(args.cases), params.dataset)
+    store.build(cases, Path(args.plan), args.configuration, Path(args.out), params.runtime)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--configuration", "--cases", "--plan", "--out")

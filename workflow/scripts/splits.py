@@ -1,0 +1,18 @@
+"""Split the cases into folds."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data import splits
+from segpipe.data.dataset import Cases
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Draw the folds of the cross-validation."""
+    splits.write(Cases.read(Path(args.cases), params.dataset), params.splits, Path(args.out))
+
+
+if __name__ == "__main__":
+    cli.run(main, "--cases", "--out")

@@ -1,0 +1,21 @@
+"""Train one configuration on one fold."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data.dataset import Cases
+from segpipe.params import Params
+from segpipe.prepare import store
+from segpipe.training import job
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Train, or continue where the same training stopped; write checkpoints, metrics.csv and progress.png."""
+    cases = Cases.read(Path(args.cases), params.dataset)
+    cases_store = store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
+    job.train(cases_store, Path(args.splits), args.fold, Path(args.out), params)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out")
