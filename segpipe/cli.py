@@ -62,8 +62,13 @@ def _agree(args: argparse.Namespace, params: Params) -> None:
     if wrong:
         raise SegpipeError(
             "\n".join(
-                problem("the arguments disagree with params.yaml", where=name, found=found, expected=expected,
-                        cure="if DVC made this call: run 'python workflow/scripts/make_dvc_yaml.py'")
+                problem(
+                    "the arguments disagree with params.yaml",
+                    where=name,
+                    found=found,
+                    expected=expected,
+                    cure="if DVC made this call: run 'python workflow/scripts/make_dvc_yaml.py'",
+                )
                 for name, found, expected in wrong
             )
         )

@@ -145,13 +145,23 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raw = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise SegpipeError(
-            problem("no settings", where=path, found="no such file", expected="params.yaml in the working directory",
-                    cure="run from the project's folder, or copy params.yaml there")
+            problem(
+                "no settings",
+                where=path,
+                found="no such file",
+                expected="params.yaml in the working directory",
+                cure="run from the project's folder, or copy params.yaml there",
+            )
         ) from None
     except yaml.YAMLError as error:
         raise SegpipeError(
-            problem("params.yaml is not YAML", where=path, found=error, expected="key: value lines",
-                    cure="correct the line named above")
+            problem(
+                "params.yaml is not YAML",
+                where=path,
+                found=error,
+                expected="key: value lines",
+                cure="correct the line named above",
+            )
         ) from None
     try:
         return Params.model_validate(raw)
@@ -173,13 +183,28 @@ def _explain(path: Path, item: Any) -> str:
         valid = _valid_keys(item["loc"][:-1])
         near = difflib.get_close_matches(keys[-1], valid, n=1, cutoff=0.5)
         cure = f"did you mean {near[0]!r}?" if near else f"remove it; valid keys: {', '.join(valid)}"
-        return problem("unknown key", where=f"{path}: {key}", found=repr(item["input"]),
-                       expected=f"one of {', '.join(valid)}", cure=cure)
+        return problem(
+            "unknown key",
+            where=f"{path}: {key}",
+            found=repr(item["input"]),
+            expected=f"one of {', '.join(valid)}",
+            cure=cure,
+        )
     if item["type"] == "missing":
-        return problem("missing key", where=f"{path}: {key}", found="nothing", expected="a value",
-                       cure=f"add the line '{keys[-1]}: ...' (the params.yaml of a fresh clone shows all of them)")
-    return problem("impossible value", where=f"{path}: {key}", found=repr(item["input"]) if keys else "see below",
-                   expected=item["msg"], cure="change the value; the comment beside it names unit and range")
+        return problem(
+            "missing key",
+            where=f"{path}: {key}",
+            found="nothing",
+            expected="a value",
+            cure=f"add the line '{keys[-1]}: ...' (the params.yaml of a fresh clone shows all of them)",
+        )
+    return problem(
+        "impossible value",
+        where=f"{path}: {key}",
+        found=repr(item["input"]) if keys else "see below",
+        expected=item["msg"],
+        cure="change the value; the comment beside it names unit and range",
+    )
 
 
 def _valid_keys(location: tuple[Any, ...]) -> list[str]:

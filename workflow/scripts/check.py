@@ -10,7 +10,7 @@ from segpipe.params import Params
 
 def main(args: Namespace, params: Params) -> None:
     """Check every file of the raw dataset; write cases.json, or report all problems at once."""
-    check.check(Path(args.dataset), Path(args.out), params.check)
+    check.check(Path(args.dataset), Path(args.out), params.check, params.splits.n_folds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,227 @@
+"""Integrity of the raw dataset: every file is read once, every problem is reported at once, before any computation.
+
+The only rule that lists raw files. What it writes, cases.json, names them with their digests; later rules depend on it.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe import digest
+from segpipe.data import dataset
+from segpipe.data.dataset import CaseFiles, Description
+from segpipe.data.image import Volume, read_image, read_label
+from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.params import Check
+
+log = getLogger(__name__)
+
+
+def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
+    """Read every file of the dataset and write cases.json.
+
+    Raises SegpipeError with all problems: missing or extra files, unreadable files, NaN, shape or geometry mismatch
+    between images and label, unknown label values, wrong channel count, fewer cases than folds.
+    """
+    description = dataset.describe(root)
+    cases = [*description.training.items(), *description.test.items()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = list(pool.map(lambda item: _check_case(root, *item, description, settings), cases))
+    problems = [
+        *_dataset_problems(root, description, n_folds),
+        *(text for _, found in checked for text in found),
+    ]
+    raise_all(f"{root} cannot be used", problems)
+    entries = {case: entry for (case, _), (entry, _) in zip(cases, checked, strict=True)}
+    digest.write_json(
+        out,
+        {
+            "dataset": root.resolve().name,
+            "channel_names": list(description.channel_names),
+            "labels": description.labels,
+            "file_ending": description.file_ending,
+            "training": {case: entries[case] for case in description.training},
+            "test": {case: entries[case] for case in description.test},
+        },
+    )
+    log.info(
+        "%s: %d training and %d test cases, no problems",
+        root,
+        len(description.training),
+        len(description.test),
+    )
+
+
+def _dataset_problems(root: Path, description: Description, n_folds: int) -> Iterator[str]:
+    n_cases = len(description.training)
+    if description.n_training not in (None, n_cases):
+        yield problem(
+            "wrong number of cases",
+            where=f"{root / 'dataset.json'}: numTraining",
+            found=f"{n_cases} training cases",
+            expected=description.n_training,
+            cure="correct numTraining, or add the missing cases",
+        )
+    if n_cases < n_folds:
+        yield problem(
+            "fewer cases than folds",
+            where=root,
+            found=f"{n_cases} training cases",
+            expected=f"at least {n_folds}",
+            cure="add cases, or lower splits.n_folds in params.yaml",
+        )
+    twice = sorted(set(description.training) & set(description.test))
+    if twice:
+        yield problem(
+            "the same id in imagesTr and imagesTs",
+            where=root,
+            found=", ".join(twice),
+            expected="unique ids",
+            cure="rename the test cases",
+        )
+
+
+def _check_case(
+    root: Path, case: str, files: CaseFiles, description: Description, settings: Check
+) -> tuple[dict[str, Any], list[str]]:
+    """What cases.json says of one case, and what is wrong with it."""
+    problems = list(_name_problems(root, case, files, description))
+    if problems:
+        return {}, problems
+    images = [_read(read_image, root / path, problems) for path in files.images]
+    label = _read(read_label, root / files.label, problems) if files.label else None
+    volumes = [volume for volume in [*images, label] if volume]
+    problems += _channel_problems(root, files, images, description)
+    problems += _grid_problems(root, files, volumes, settings)
+    if label and not problems:
+        problems += _label_problems(root, files, label, description)
+    if problems:
+        return {}, problems
+    return {
+        "images": {path: digest.of_file(root / path) for path in files.images},
+        "label": {files.label: digest.of_file(root / files.label)} if files.label else None,
+        "shape": list(volumes[0].shape),
+        "spacing_mm": list(volumes[0].spacing_mm),
+    }, []
+
+
+def _read(reader: Any, path: Path, problems: list[str]) -> Volume | None:
+    try:
+        volume: Volume = reader(path)
+        return volume
+    except SegpipeError as error:
+        problems.append(str(error))
+        return None
+
+
+def _name_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
+    """Missing and extra files. A Decathlon case has one file for all channels, so only existence counts there."""
+    if (files.images and files.images[0].endswith(f"_0000{description.file_ending}")) or not files.images:
+        ending = description.file_ending
+        folder = "imagesTr" if files.label else "imagesTs"
+        expected = [f"{folder}/{case}_{channel:04d}{ending}" for channel in range(len(description.channel_names))]
+        if list(files.images) != expected:
+            missing, extra = (
+                sorted(set(expected) - set(files.images)),
+                sorted(set(files.images) - set(expected)),
+            )
+            found = "; ".join([f"missing {path}" for path in missing] + [f"extra {path}" for path in extra])
+            yield problem(
+                "wrong image files",
+                where=f"{root}, case {case}",
+                found=found,
+                expected=f"{len(expected)} channel(s): {', '.join(expected)}",
+                cure="add or remove files, or correct channel_names in dataset.json",
+            )
+    for path in files.images:
+        if not (root / path).is_file():
+            yield problem(
+                "missing image",
+                where=root / path,
+                found="no such file",
+                expected="the image of a listed case",
+                cure="add the file, or remove the case from dataset.json",
+            )
+    if files.label and not (root / files.label).is_file():
+        yield problem(
+            "missing label",
+            where=root / files.label,
+            found="no such file",
+            expected=f"the label of {case}",
+            cure="add the label, or move the image to imagesTs",
+        )
+
+
+def _channel_problems(
+    root: Path, files: CaseFiles, images: list[Volume | None], description: Description
+) -> Iterator[str]:
+    found = sum(len(volume.array) for volume in images if volume)
+    if None not in images and found != len(description.channel_names):
+        yield problem(
+            "wrong number of channels",
+            where=root / files.images[0],
+            found=found,
+            expected=f"{len(description.channel_names)}: {', '.join(description.channel_names)}",
+            cure="correct the images, or channel_names in dataset.json",
+        )
+
+
+def _grid_problems(root: Path, files: CaseFiles, volumes: list[Volume], settings: Check) -> Iterator[str]:
+    paths = [*files.images, files.label]
+    for path, volume in zip(paths[1:], volumes[1:], strict=False):
+        first = volumes[0]
+        if volume.shape != first.shape:
+            yield problem(
+                "shapes differ",
+                where=root / str(path),
+                found=f"{volume.shape} voxels (Z, Y, X)",
+                expected=f"{first.shape} as {paths[0]}",
+                cure="resample it onto the image's grid",
+            )
+        elif not np.allclose(volume.spacing_mm, first.spacing_mm, rtol=1e-3):
+            yield problem(
+                "spacings differ",
+                where=root / str(path),
+                found=f"{_mm(volume)} mm (Z, Y, X)",
+                expected=f"{_mm(first)} as {paths[0]}",
+                cure="correct the header",
+            )
+        else:
+            distance = float(np.abs(volume.corners_mm() - first.corners_mm()).max())
+            if distance > settings.geometry_tolerance_mm:
+                yield problem(
+                    "geometries differ",
+                    where=root / str(path),
+                    found=f"a corner lies {distance:.3g} mm off {paths[0]}",
+                    expected=f"at most {settings.geometry_tolerance_mm} mm",
+                    cure="correct the header, or raise check.geometry_tolerance_mm if the voxels do match",
+                )
+
+
+def _mm(volume: Volume) -> str:
+    return " x ".join(f"{edge:.4g}" for edge in volume.spacing_mm)
+
+
+def _label_problems(root: Path, files: CaseFiles, label: Volume, description: Description) -> Iterator[str]:
+    unknown = sorted(set(np.unique(label.array).tolist()) - set(description.labels.values()))
+    if len(label.array) != 1:
+        yield problem(
+            "label with several channels",
+            where=root / str(files.label),
+            found=len(label.array),
+            expected=1,
+            cure="store one label map",
+        )
+    elif unknown:
+        yield problem(
+            "unknown label values",
+            where=root / str(files.label),
+            found=", ".join(map(str, unknown)),
+            expected=", ".join(f"{value} ({name})" for name, value in description.labels.items()),
+            cure="correct the label map, or add the class to dataset.json",
+        )

@@ -1,0 +1,261 @@
+"""Which cases a dataset has: nnU-Net's raw layout and Decathlon task folders, and the checked list in cases.json."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe import digest
+from segpipe.data import image
+from segpipe.errors import SegpipeError, problem, raise_all
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case, relative to the dataset's folder. A 4D image holds several channels in one file."""
+
+    images: tuple[str, ...]
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What dataset.json says, in one form for both layouts.
+
+    channel_names : one per channel, in order
+    labels : class name to value; the background is 0
+    """
+
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    file_ending: str
+    training: dict[str, CaseFiles]
+    test: dict[str, CaseFiles]
+    n_training: int | None
+
+
+def describe(root: Path) -> Description:
+    """Read dataset.json and list the cases of a dataset folder, sorted by id.
+
+    Raises SegpipeError for a missing or malformed dataset.json.
+    """
+    content = _read_dataset_json(root / "dataset.json")
+    return _decathlon(root, content) if "training" in content else _nnunet(root, content)
+
+
+def _read_dataset_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise SegpipeError(
+            problem(
+                "no dataset.json",
+                where=path,
+                found="no such file",
+                expected="a dataset in nnU-Net raw layout or a Decathlon task folder",
+                cure="correct `dataset:` in params.yaml",
+            )
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SegpipeError(
+            problem("dataset.json is not JSON", where=path, found=error, expected="valid JSON", cure="correct it")
+        ) from None
+    keys = [("channel_names", "modality"), ("labels",)]
+    missing = [" or ".join(names) for names in keys if not any(isinstance(content.get(name), dict) for name in names)]
+    raise_all(
+        "dataset.json is incomplete",
+        [
+            problem(
+                "missing key",
+                where=path,
+                found=f"keys {sorted(content)}",
+                expected=f"{name}: {{...}}",
+                cure=f"add {name}",
+            )
+            for name in missing
+        ],
+    )
+    return content
+
+
+def _channel_names(content: dict[str, Any]) -> tuple[str, ...]:
+    names = content.get("channel_names") or content["modality"]
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _labels(root: Path, labels: dict[str, Any]) -> dict[str, int]:
+    """Class names to values; Decathlon writes them the other way round ({"1": "liver"})."""
+    if all(re.fullmatch(r"\d+", key) for key in labels):
+        labels = {str(name): value for value, name in labels.items()}
+    where = f"{root / 'dataset.json'}: labels"
+    lists = [name for name, value in labels.items() if isinstance(value, list)]
+    if lists or "ignore" in labels:
+        raise SegpipeError(
+            problem(
+                "regions and the ignore label are not supported",
+                where=where,
+                found=", ".join(lists) or "ignore",
+                expected="one whole number per class",
+                cure="give every class one value",
+            )
+        )
+    values = {name: int(value) for name, value in labels.items()}
+    if sorted(values.values()) != list(range(len(values))) or len(values) < 2:
+        raise SegpipeError(
+            problem(
+                "label values are not consecutive",
+                where=where,
+                found=sorted(values.values()),
+                expected=f"0 (background), 1, ..., {max(len(values) - 1, 1)}",
+                cure="renumber the classes in dataset.json and in the label files",
+            )
+        )
+    return dict(sorted(values.items(), key=lambda item: item[1]))
+
+
+def _files(folder: Path) -> list[str]:
+    """Names in a folder, without hidden files (macOS leaves ._copies in the Decathlon archives)."""
+    return (
+        sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        if folder.is_dir()
+        else []
+    )
+
+
+def _nnunet(root: Path, content: dict[str, Any]) -> Description:
+    """nnU-Net's layout: imagesTr/CASE_0000.ext, one file per channel; labelsTr/CASE.ext."""
+    ending = content.get("file_ending", "")
+    if ending not in image.FILE_ENDINGS:
+        raise SegpipeError(
+            problem(
+                "unsupported file ending",
+                where=f"{root / 'dataset.json'}: file_ending",
+                found=ending or "nothing",
+                expected=" or ".join(image.FILE_ENDINGS),
+                cure="convert the images",
+            )
+        )
+    return Description(
+        _channel_names(content),
+        _labels(root, content["labels"]),
+        ending,
+        dict(_nnunet_cases(root, "imagesTr", "labelsTr", ending)),
+        dict(_nnunet_cases(root, "imagesTs", None, ending)),
+        content.get("numTraining"),
+    )
+
+
+def _nnunet_cases(root: Path, images: str, labels: str | None, ending: str) -> Iterator[tuple[str, CaseFiles]]:
+    channels: dict[str, list[str]] = {}
+    for name in _files(root / images):
+        match = re.fullmatch(r"(.+)_\d{4}" + re.escape(ending), name)
+        # a name that does not fit is a case of its own, which `check` reports with the names it should have
+        channels.setdefault(match[1] if match else name, []).append(f"{images}/{name}")
+    if labels:
+        for name in _files(root / labels):
+            channels.setdefault(name.removesuffix(ending), [])
+    for case in sorted(channels):
+        yield case, CaseFiles(tuple(channels[case]), f"{labels}/{case}{ending}" if labels else None)
+
+
+def _decathlon(root: Path, content: dict[str, Any]) -> Description:
+    """A Decathlon task: dataset.json lists the files; an image with several channels is 4D."""
+    training = {
+        _id(item["image"]): CaseFiles((_relative(item["image"]),), _relative(item["label"]))
+        for item in content["training"]
+    }
+    test = {_id(item): CaseFiles((_relative(item),), None) for item in content.get("test", [])}
+    return Description(
+        _channel_names(content),
+        _labels(root, content["labels"]),
+        ".nii.gz",
+        dict(sorted(training.items())),
+        dict(sorted(test.items())),
+        content.get("numTraining"),
+    )
+
+
+def _id(path: str) -> str:
+    return Path(path).name.removesuffix(".nii.gz")
+
+
+def _relative(path: str) -> str:
+    return path.removeprefix("./")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The checked cases of a dataset: cases.json, and the folder that its paths are relative to."""
+
+    root: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, root: str | Path) -> "Cases":
+        """Read what the check wrote."""
+        return cls(Path(root), digest.read_json(path))
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return str(self.content["dataset"])
+
+    @property
+    def channel_names(self) -> list[str]:
+        """One name per channel."""
+        return list(self.content["channel_names"])
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class names to values, the background first."""
+        return dict(self.content["labels"])
+
+    @property
+    def file_ending(self) -> str:
+        """Of the images, and so of the segmentations."""
+        return str(self.content["file_ending"])
+
+    @cached_property
+    def training(self) -> list[str]:
+        """Sorted ids of the cases with a label."""
+        return sorted(self.content["training"])
+
+    @cached_property
+    def test(self) -> list[str]:
+        """Sorted ids of the cases in imagesTs."""
+        return sorted(self.content["test"])
+
+    def entry(self, case: str) -> dict[str, Any]:
+        """Files with their digests, shape and spacing of one case."""
+        entry: dict[str, Any] = self.content["training"].get(case) or self.content["test"][case]
+        return entry
+
+    def identity(self, case: str) -> str:
+        """Digest of the contents of a case's files; their names do not count."""
+        entry = self.entry(case)
+        return digest.of([list(entry["images"].values()), list((entry["label"] or {}).values())])
+
+    def image_path(self, case: str) -> Path:
+        """The first image file: the grid that segmentations are written on."""
+        return self.root / next(iter(self.entry(case)["images"]))
+
+    def label_path(self, case: str) -> Path:
+        """The label file of a training case."""
+        return self.root / next(iter(self.entry(case)["label"]))
+
+    def read_image(self, case: str) -> image.Volume:
+        """All channels of a case, (C, Z, Y, X) float32."""
+        volumes = [image.read_image(self.root / path) for path in self.entry(case)["images"]]
+        array = np.concatenate([volume.array for volume in volumes])
+        return image.Volume(array, volumes[0].spacing_mm, volumes[0].affine)
+
+    def read_label(self, case: str) -> NDArray[np.int16]:
+        """The label map of a training case, (Z, Y, X)."""
+        array: NDArray[np.int16] = image.read_label(self.label_path(case)).array[0].astype(np.int16, copy=False)
+        return array

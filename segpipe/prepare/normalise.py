@@ -1,0 +1,66 @@
+"""Intensity normalisation of one channel (nnunetv2/preprocessing/normalization/default_normalization_schemes.py)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.errors import SegpipeError, problem
+
+EPSILON = 1e-8
+
+Channel = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+def normalise(scheme: str, channel: Channel, inside: Mask | None, intensities: Mapping[str, float]) -> Channel:
+    """Normalise one channel.
+
+    channel : (Z, Y, X) float32
+    inside : (Z, Y, X), z-score only: statistics and result are confined to it, the outside keeps its values
+    intensities : the fingerprint's statistics of the channel, ct only
+    """
+    if scheme == "ct":
+        return ct(channel, intensities)
+    if scheme == "zscore":
+        return zscore(channel, inside)
+    return {"none": np.copy, "rescale_to_0_1": rescale_to_0_1, "rgb_to_0_1": rgb_to_0_1}[scheme](channel)
+
+
+def zscore(channel: Channel, inside: Mask | None) -> Channel:
+    """Zero mean and unit variance of the image, or of its masked part."""
+    values = channel if inside is None else channel[inside]
+    scaled = ((values - values.mean(dtype=np.float64)) / max(values.std(dtype=np.float64), EPSILON)).astype(np.float32)
+    if inside is None:
+        return scaled
+    result = channel.copy()
+    result[inside] = scaled
+    return result
+
+
+def ct(channel: Channel, intensities: Mapping[str, float]) -> Channel:
+    """Clip to the dataset's foreground percentiles, then scale by the dataset's foreground mean and deviation."""
+    clipped = np.clip(channel, intensities["percentile_00_5"], intensities["percentile_99_5"])
+    return ((clipped - intensities["mean"]) / max(intensities["std"], EPSILON)).astype(np.float32)
+
+
+def rescale_to_0_1(channel: Channel) -> Channel:
+    """Minimum to 0, maximum to 1."""
+    shifted = channel - channel.min()
+    result: Channel = shifted / max(shifted.max(), EPSILON)
+    return result
+
+
+def rgb_to_0_1(channel: Channel) -> Channel:
+    """0..255 to 0..1. Raises SegpipeError for values outside."""
+    if channel.min() < 0 or channel.max() > 255:
+        raise SegpipeError(
+            problem(
+                "not an 8-bit channel",
+                where="channel with rgb_to_0_1",
+                found=f"{channel.min():g} to {channel.max():g}",
+                expected="0 to 255",
+                cure="rename the channel in dataset.json to choose another normalisation",
+            )
+        )
+    return channel / np.float32(255)
