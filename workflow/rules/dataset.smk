@@ -1,0 +1,34 @@
+# From the raw files to the list of cases. Only `check` names raw files; later rules depend on what it found.
+if DATASET == GENERATED:
+
+    rule phantoms:
+        output:
+            raw_files(),
+        log:
+            "logs/phantoms.log",
+        params:
+            script=script("phantoms"),
+            cfg=settings("dataset", "phantoms"),
+            code=digest.of_code("phantoms"),
+        message:
+            "phantoms: generating {params.cfg[dataset]}"
+        shell:
+            "python {params.script} --out {params.cfg[dataset]} --log {log}"
+
+
+rule check:
+    input:
+        raw_files(),
+    output:
+        f"{PREPARED}/cases.json",
+    log:
+        "logs/check.log",
+    threads: 8
+    params:
+        script=script("check"),
+        cfg=settings("dataset", "check", "splits.n_folds"),
+        code=digest.of_code("check"),
+    message:
+        "check: reading every file of {params.cfg[dataset]}"
+    shell:
+        "python {params.script} --dataset {params.cfg[dataset]:q} --out {output} --log {log}"

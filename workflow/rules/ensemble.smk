@@ -1,0 +1,46 @@
+# From the validated configurations to one table per fold, and from the folds to one table over all cases.
+rule ensemble:
+    input:
+        cases=rules.check.output,
+        validations=expand(
+            rules.validate.output,
+            configuration=PARAMS.configurations,
+            checkpoint=CHECKPOINT,
+            allow_missing=True,
+        ),
+    output:
+        summary="results/fold_{fold}/summary.json",
+        segmentations=directory("results/fold_{fold}/segmentations"),
+    log:
+        "logs/ensemble/fold_{fold}.log",
+    threads: 8
+    params:
+        script=script("ensemble"),
+        members=expand(
+            "results/{configuration}/fold_{fold}/validation_{checkpoint}",
+            configuration=PARAMS.configurations,
+            checkpoint=CHECKPOINT,
+            allow_missing=True,
+        ),
+        code=digest.of_code("ensemble"),
+    message:
+        "ensemble: fold {wildcards.fold}"
+    shell:
+        "python {params.script} --fold {wildcards.fold} --cases {input.cases}"
+        " --validations {params.members} --out results/fold_{wildcards.fold} --log {log}"
+
+
+rule crossval:
+    input:
+        expand(rules.ensemble.output.summary, fold=PARAMS.folds),
+    output:
+        "results/crossval/summary.json",
+    log:
+        "logs/crossval.log",
+    params:
+        script=script("crossval"),
+        code=digest.of_code("crossval"),
+    message:
+        "crossval: all folds together"
+    shell:
+        "python {params.script} --summaries {input} --out {output} --log {log}"

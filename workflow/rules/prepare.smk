@@ -1,0 +1,72 @@
+# From the list of cases to what the training reads.
+rule fingerprint:
+    input:
+        cases=rules.check.output,
+    output:
+        f"{PREPARED}/fingerprint.json",
+    log:
+        "logs/fingerprint.log",
+    threads: 8
+    params:
+        script=script("fingerprint"),
+        code=digest.of_code("fingerprint"),
+    message:
+        "fingerprint: spacings, shapes and intensities"
+    shell:
+        "python {params.script} --cases {input.cases} --out {output} --log {log}"
+
+
+rule plan:
+    input:
+        cases=rules.check.output,
+        fingerprint=rules.fingerprint.output,
+    output:
+        f"{PREPARED}/plan.json",
+    log:
+        "logs/plan.log",
+    params:
+        script=script("plan"),
+        cfg=settings("plan", "configurations"),
+        code=digest.of_code("plan"),
+    message:
+        "plan: from the fingerprint to patch, batch and network"
+    shell:
+        "python {params.script} --cases {input.cases} --fingerprint {input.fingerprint}"
+        " --out {output} --log {log}"
+
+
+rule splits:
+    input:
+        cases=rules.check.output,
+    output:
+        f"{PREPARED}/splits.json",
+    log:
+        "logs/splits.log",
+    params:
+        script=script("splits"),
+        cfg=settings("splits"),
+        code=digest.of_code("splits"),
+    message:
+        "splits: drawing the folds"
+    shell:
+        "python {params.script} --cases {input.cases} --out {output} --log {log}"
+
+
+# The case files beside the manifest are not declared: a job that fails or reruns keeps those that still hold.
+rule preprocess:
+    input:
+        cases=rules.check.output,
+        plan=rules.plan.output,
+    output:
+        f"{PREPARED}/{{configuration}}/manifest.json",
+    log:
+        "logs/preprocess/{configuration}.log",
+    threads: 8
+    params:
+        script=script("preprocess"),
+        code=digest.of_code("preprocess"),
+    message:
+        "preprocess: {wildcards.configuration}"
+    shell:
+        "python {params.script} --configuration {wildcards.configuration}"
+        " --cases {input.cases} --plan {input.plan} --out {output} --log {log}"

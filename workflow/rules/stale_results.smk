@@ -1,0 +1,36 @@
+# The guard against results that outlive what they were made of.
+import itertools
+import shutil
+
+
+def drop_dangling():
+    """Remove results whose inputs are gone, and in turn what was made of those.
+
+    A failed job loses its outputs, but Snakemake has already noted its new inputs and settings. With a result further
+    down still there, the next run would say "Nothing to be done" and leave the old model's numbers (snakemake #1978).
+    """
+    for inputs, outputs in jobs():
+        if not all(os.path.exists(file) for file in inputs):
+            remove([file for file in outputs if os.path.exists(file)])
+
+
+def jobs():
+    """(inputs, outputs) of every job there can be, asked for or not; rules stand in the order of the data."""
+    values = {
+        "configuration": CONFIGURATIONS,
+        "fold": [*range(PARAMS.splits.n_folds), "all"],
+        "checkpoint": ["final", "best"],
+    }
+    for step in workflow.rules:
+        names = sorted(step.wildcard_names)
+        files = getattr(rules, step.name)
+        for choice in itertools.product(*(values[name] for name in names)):
+            chosen = dict(zip(names, choice))
+            yield expand(files.input, **chosen), expand(files.output, **chosen)
+
+
+def remove(files):
+    """Remove files and folders, and say so."""
+    for file in files:
+        print(f"removed, because what it was made of is gone: {file}", file=sys.stderr)
+        shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)

@@ -1,0 +1,28 @@
+# What a resume needs lies in results/{configuration}/fold_{fold}/state/ and is not declared: it must outlive a job
+# that fails, is killed or reruns. Declared is what a finished training copies out of there.
+rule train:
+    input:
+        cases=rules.check.output,
+        plan=rules.plan.output,
+        splits=rules.splits.output,
+        manifest=rules.preprocess.output,
+    output:
+        final="results/{configuration}/fold_{fold}/checkpoint_final.pth",
+        best="results/{configuration}/fold_{fold}/checkpoint_best.pth",
+        metrics="results/{configuration}/fold_{fold}/metrics.csv",
+        progress="results/{configuration}/fold_{fold}/progress.png",
+    log:
+        "logs/train/{configuration}/fold_{fold}.log",
+    threads: 8
+    resources:
+        gpu=1,
+    params:
+        script=script("train"),
+        cfg=settings("train"),
+        code=digest.of_code("train"),
+    message:
+        "train: {wildcards.configuration}, fold {wildcards.fold}"
+    shell:
+        "python {params.script} --configuration {wildcards.configuration} --fold {wildcards.fold}"
+        " --cases {input.cases} --plan {input.plan} --splits {input.splits} --manifest {input.manifest}"
+        " --out results/{wildcards.configuration}/fold_{wildcards.fold} --log {log}"
