@@ -8,12 +8,12 @@ if DATASET == GENERATED:
             "logs/phantoms.log",
         params:
             script=script("phantoms"),
-            cfg=settings("dataset", "phantoms"),
+            cfg=settings("phantoms"),
             code=digest.of_code("phantoms"),
         message:
-            "phantoms: generating {params.cfg[dataset]}"
+            "phantoms: generating the dataset"
         shell:
-            "python {params.script} --out {params.cfg[dataset]} --log {log}"
+            f"python {{params.script}} --out {GENERATED} --log {{log}}"
 
 
 rule check:

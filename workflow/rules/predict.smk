@@ -1,25 +1,27 @@
-rule predict:
-    input:
-        cases=rules.check.output,
-        plan=rules.plan.output,
-        models=expand(
-            f"results/{{configuration}}/fold_{{fold}}/checkpoint_{CHECKPOINT}.pth",
-            configuration=PARAMS.configurations,
-            fold=PARAMS.folds,
-        ),
-    output:
-        directory("results/predictions"),
-    log:
-        "logs/predict.log",
-    threads: 8
-    resources:
-        gpu=1,
-    params:
-        script=script("predict"),
-        cfg=settings("validate.step_size", "validate.mirroring"),
-        code=digest.of_code("predict"),
-    message:
-        "predict: the cases of imagesTs"
-    shell:
-        "python {params.script} --cases {input.cases} --plan {input.plan} --models {input.models}"
-        " --out {output} --log {log}"
+if has_test_images():
+
+    rule predict:
+        input:
+            cases=rules.check.output,
+            plan=rules.plan.output,
+            models=expand(
+                f"results/{{configuration}}/fold_{{fold}}/checkpoint_{CHECKPOINT}.pth",
+                configuration=PARAMS.configurations,
+                fold=PARAMS.folds,
+            ),
+        output:
+            directory("results/predictions"),
+        log:
+            "logs/predict.log",
+        threads: 8
+        resources:
+            gpu=1,
+        params:
+            script=script("predict"),
+            cfg=settings("validate.step_size", "validate.mirroring"),
+            code=digest.of_code("predict"),
+        message:
+            "predict: the cases of imagesTs"
+        shell:
+            "python {params.script} --cases {input.cases} --plan {input.plan} --models {input.models}"
+            " --out {output} --log {log}"

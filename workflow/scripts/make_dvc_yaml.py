@@ -1,0 +1,145 @@
+"""Write dvc.yaml from the Snakemake rules: the pipeline is defined once, and DVC makes the same calls.
+
+    python workflow/scripts/make_dvc_yaml.py            write dvc.yaml into the working directory
+    python workflow/scripts/make_dvc_yaml.py --check    show how dvc.yaml differs from the rules; exit 1 if it does
+
+A rule becomes a stage. Its wildcards, the dataset and the choice of checkpoint become DVC's placeholders, so that
+`dvc exp run -S` can set them; lists that one call takes (all folds, all configurations) are written out.
+"""
+
+import argparse
+import contextlib
+import difflib
+import io
+import re
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from snakemake import utils
+from snakemake.api import OutputSettings, ResourceSettings, SnakemakeApi
+from snakemake.exceptions import WorkflowError, print_exception
+from snakemake.iocontainers import Wildcards
+from snakemake.settings.enums import Quietness
+
+from segpipe import params as params_yaml
+from segpipe.data import phantoms
+from segpipe.digest import DECIDING_MODULES
+from segpipe.params import Params
+
+SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
+TARGET = Path("dvc.yaml")
+HEADER = "# Generated from the Snakemake rules by workflow/scripts/make_dvc_yaml.py; do not edit.\n"
+PLACEHOLDERS = {
+    "configuration": "${item.configuration}",
+    "fold": "${item.fold}",
+    "checkpoint": "${validate.checkpoint}",
+}
+MATRIX = {"configuration": "${configurations}", "fold": "${folds}"}
+CURVES = {"loss": ["train_loss", "val_loss"], "dice": ["dice_mean"]}
+
+
+def main() -> None:
+    """Write dvc.yaml, or compare it with the rules."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 on a difference")
+    arguments = parser.parse_args()
+    text = dvc_yaml()
+    if arguments.check:
+        sys.exit(differs(text))
+    TARGET.write_text(text)
+
+
+def differs(text: str) -> bool:
+    """Print the difference between dvc.yaml and what it should be, if there is one."""
+    old = TARGET.read_text() if TARGET.exists() else ""
+    lines = difflib.unified_diff(old.splitlines(), text.splitlines(), str(TARGET), "from the rules", lineterm="")
+    print("\n".join(lines), end="")
+    return old != text
+
+
+def dvc_yaml() -> str:
+    """The whole file."""
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        try:
+            rules = read_rules(api)
+        except WorkflowError as error:
+            print_exception(error)
+            sys.exit(2)
+    params = params_yaml.load()
+    content = {"stages": {rule.name: stage(rule, params) for rule in rules}, "plots": plots(params)}
+    return HEADER + yaml.safe_dump(content, sort_keys=False, width=1000)
+
+
+def read_rules(api: SnakemakeApi) -> list[Any]:
+    """The rules that run a command, in the order of the Snakefile."""
+    workflow = api.workflow(ResourceSettings(cores=1), snakefile=SNAKEFILE)
+    with contextlib.redirect_stdout(io.StringIO()):
+        workflow.list_rules()  # parses the Snakefile
+    # Snakemake offers no public way to a rule; the comparison with the committed dvc.yaml notices if this one changes
+    return [rule for rule in workflow._workflow.rules if rule.shellcmd]
+
+
+def stage(rule: Any, params: Params) -> dict[str, Any]:
+    """One rule as a stage."""
+    wildcards = {name: PLACEHOLDERS[name] for name in rule.wildcard_names}
+    inputs, outputs = rule.expand_input(wildcards)[0], rule.expand_output(wildcards)[0]
+    values = rule.expand_params(wildcards, inputs, outputs, None)[0]
+    files = {"input": inputs, "output": outputs, "log": rule.expand_log(wildcards)}
+    command = utils.format(rule.shellcmd, **files, params=values, wildcards=Wildcards(fromdict=wildcards))
+    reads, writes = [str(path) for path in inputs], [str(path) for path in outputs]
+    return without_empty(
+        matrix={name: values for name, values in MATRIX.items() if name in wildcards},
+        cmd=general(command, reads, params),
+        deps=dependencies(rule, reads, params),
+        params=list(values.get("cfg", {})),
+        outs=[path for path in folded(writes) if not is_metric(path)],
+        metrics=[path for path in writes if is_metric(path)],
+    )
+
+
+def without_empty(**entries: Any) -> dict[str, Any]:
+    """The entries that say something."""
+    return {name: value for name, value in entries.items() if value}
+
+
+def is_in(path: str, folder: str) -> bool:
+    """Whether a file lies in a folder."""
+    return Path(path).is_relative_to(folder)
+
+
+def is_metric(path: str) -> bool:
+    """Whether `dvc metrics` shows the file. It is cached as other results are: git ignores results/."""
+    return path.endswith("/summary.json")
+
+
+def dependencies(rule: Any, reads: list[str], params: Params) -> list[str]:
+    """What the rule reads, the raw dataset as one folder, and the modules that decide its result."""
+    files = ["${dataset}" if is_in(path, params.dataset) else general(path, reads, params) for path in reads]
+    return [*dict.fromkeys(files), *(f"segpipe/{module}" for module in DECIDING_MODULES[rule.name])]
+
+
+def folded(outputs: list[str]) -> list[str]:
+    """The outputs, the generated dataset as one folder. Never `${dataset}`: DVC empties a stage's outputs."""
+    generated = f"data/raw/{phantoms.NAME}"
+    return list(dict.fromkeys(generated if is_in(path, generated) else path for path in outputs))
+
+
+def general(text: str, reads: list[str], params: Params) -> str:
+    """Put placeholders where a text names the chosen checkpoint or, in a rule that reads it, the raw dataset."""
+    chosen = rf"(validation|checkpoint)_{params.validate_.checkpoint}\b"
+    text = re.sub(chosen, rf"\1_{PLACEHOLDERS['checkpoint']}", text)
+    return text.replace(params.dataset, "${dataset}") if any(is_in(path, params.dataset) for path in reads) else text
+
+
+def plots(params: Params) -> list[dict[str, Any]]:
+    """The learning curves of all trainings in one plot each."""
+    trainings = product(params.configurations, params.folds)
+    files = [f"results/{configuration}/fold_{fold}/metrics.csv" for configuration, fold in trainings]
+    return [{name: {"x": "epoch", "y": {file: list(columns) for file in files}}} for name, columns in CURVES.items()]
+
+
+if __name__ == "__main__":
+    main()
