@@ -1,4 +1,4 @@
-"""The generated dataset: small MR-like volumes of a body with three organs, made in seconds, hard enough to need training.
+"""The generated dataset: small MR-like volumes of a body with three organs, made in seconds.
 
 Organs overlap in intensity, lie at varying places and angles, and carry texture, a bias field and noise. Spacings are
 anisotropic and vary; affines are oblique. Outside the body the image is exactly zero, as after skull stripping.

@@ -44,6 +44,7 @@ NORMALISATIONS = {
 }
 
 Array = NDArray[np.float64]
+Numbers = Sequence[float] | Array
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def plan_dataset(dataset: Dataset, gpu_memory_gb: float, overrides: Overrides) -
 
 
 def target_spacing(dataset: Dataset) -> Array:
-    """The median spacing; along a coarse axis with few slices the 10th percentile, so that fewer slices are invented."""
+    """The median spacing; along a coarse axis with few slices the 10th percentile, so that fewer slices are lost."""
     target: Array = np.median(dataset.spacings_mm, axis=0)
     shape = np.median(dataset.shapes, axis=0)
     worst = int(np.argmax(target))
@@ -157,7 +158,7 @@ def axis_order(target_mm: Array) -> list[int]:
     return [worst, *(axis for axis in range(3) if axis != worst)]
 
 
-def resampled_shape(shape: Sequence[float], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> list[int]:
+def resampled_shape(shape: Numbers, spacing_mm: Numbers, target_mm: Numbers) -> list[int]:
     """Voxels per axis after resampling."""
     return [round(old / new * n) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True)]
 
@@ -184,8 +185,9 @@ class _Planner:
         return np.median([resampled_shape(shape, spacing, target_mm) for shape, spacing in pairs], axis=0)
 
     def configurations(self, target_mm: Array) -> dict[str, Configuration]:
-        shape = self.median_shape(target_mm)
-        plans = {"2d": self.configuration("2d", target_mm[1:], shape[1:], math.prod(shape), True)}
+        in_plane_mm = self._spacing("2d", target_mm[1:])
+        shape = self.median_shape(np.array([target_mm[0], *in_plane_mm]))
+        plans = {"2d": self.configuration("2d", in_plane_mm, shape[1:], math.prod(shape), True)}
         if shape[0] == 1:
             return plans
         fullres_mm = self._spacing("3d_fullres", target_mm)
@@ -203,22 +205,29 @@ class _Planner:
         return planned_mm if override is None else np.array(override, float)
 
     def _override(self, key: str, name: str, n_axes: int) -> Any:
+        """What params.yaml says instead of the rule. A list given for all configurations counts where it fits."""
         value = self.overrides.of(key, name)
-        if isinstance(value, list) and len(value) != n_axes:
-            raise SegpipeError(
-                problem(
-                    "wrong number of axes",
-                    where=f"params.yaml: plan.overrides.{key}",
-                    found=f"{value} for {name}",
-                    expected=f"{n_axes} numbers",
-                    cure=f"give one value per configuration: {key}: {{{name}: [...]}}",
-                )
+        if not isinstance(value, list) or len(value) == n_axes:
+            return value
+        if not isinstance(getattr(self.overrides, key), dict):
+            return None
+        raise SegpipeError(
+            problem(
+                "wrong number of axes",
+                where=f"params.yaml: plan.overrides.{key}.{name}",
+                found=value,
+                expected=f"{n_axes} numbers",
+                cure="give one number per axis of the configuration",
             )
-        return value
+        )
 
     def _lowres(self, fullres: Configuration, shape: Array) -> Configuration | None:
         """Coarsen the spacing until a patch sees a quarter of the median case; coarse axes wait for the others."""
         fullres_mm = np.array(fullres.spacing_mm)
+        if isinstance(self.overrides.spacing_mm, dict) and "3d_lowres" in self.overrides.spacing_mm:
+            spacing_mm = self._spacing("3d_lowres", fullres_mm)
+            coarse_shape = self.median_shape(spacing_mm)
+            return self.configuration("3d_lowres", spacing_mm, coarse_shape, math.prod(coarse_shape), False)
         spacing_mm, plan, seen, voxels = fullres_mm.copy(), None, math.prod(fullres.patch_size), math.prod(shape)
         while seen / voxels < LOWRES_BELOW:
             finer = spacing_mm.max() / spacing_mm > 2
@@ -232,7 +241,6 @@ class _Planner:
     def configuration(
         self, name: str, spacing_mm: Array, shape: Array, voxels_per_case: float, batch_dice: bool
     ) -> Configuration:
-        spacing_mm = self._spacing(name, spacing_mm) if name == "2d" else spacing_mm
         n_axes, reasons = len(spacing_mm), [f"spacing {_numbers(spacing_mm)} mm, median shape {_numbers(shape)}"]
         base = self._override("features_base", name, n_axes) or FEATURES_BASE
         planned_patch = self._override("patch_size", name, n_axes)
@@ -310,5 +318,5 @@ def _shrink(stages: Topology, spacing_mm: Array, shape: Array) -> Topology:
     return topology(spacing_mm, patch.tolist())
 
 
-def _numbers(values: Sequence[float] | Array) -> str:
+def _numbers(values: Numbers) -> str:
     return " x ".join(f"{value:.4g}" for value in values)

@@ -45,7 +45,9 @@ class Grid:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Grid":
         """The inverse of dataclasses.asdict through JSON."""
-        return cls(**{k: tuple(map(tuple, v)) if k == "crop" else tuple(v) for k, v in value.items()})
+        crop = tuple((start, stop) for start, stop in value["crop"])
+        rest = [tuple(value[key]) for key in ("spacing_mm", "target_mm", "transpose_backward")]
+        return cls(tuple(value["shape"]), crop, *rest)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Spline resampling with nnU-Net's results (nnunetv2/preprocessing/resampling/default_resampling.py), in matrix products.
+"""Spline resampling with nnU-Net's results (nnunetv2/preprocessing/resampling/default_resampling.py).
 
 A spline interpolation on a regular grid is linear and separable: along each axis it is one small matrix, here taken
 from scipy itself by resampling the unit vectors. So boundary handling is scipy's, and the work is left to BLAS.
@@ -74,7 +74,7 @@ def _along(matrix: Image, array: Image, axis: int) -> Image:
 
 
 def resample_label(label: Label, shape: Sequence[int], separate: int | None) -> Label:
-    """Resample a label map: linear interpolation of each label's mask, the highest wins, the nearest voxel settles ties.
+    """Resample a label map: each label's mask is interpolated linearly, the highest wins, the nearest voxel settles ties.
 
     label : (Z, Y, X) int16
     """

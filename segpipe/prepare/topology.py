@@ -5,7 +5,7 @@ dynamic_network_architectures. Everything is plain arithmetic: no network is bui
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MIN_EDGE = 4  # voxels of the coarsest feature map along each axis
@@ -30,7 +30,7 @@ class Topology:
     divisible_by: Axes
 
 
-def topology(spacing_mm: Sequence[float], patch_size: Sequence[float]) -> Topology:
+def topology(spacing_mm: Iterable[float], patch_size: Sequence[float]) -> Topology:
     """Halve the axes that are finest and still long enough, stage by stage, until none is left."""
     spacing, size = list(spacing_mm), list(patch_size)
     axes = range(len(spacing))

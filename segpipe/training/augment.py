@@ -1,0 +1,319 @@
+"""nnU-Net's augmentation (batchgeneratorsv2, order and numbers of nnUNetTrainer.get_training_transforms).
+
+Each transform is a pair: `draw_*` takes random numbers and returns parameters, or None where it does not happen;
+`apply_*` is a function of its arguments. Parameters are drawn first, so only the voxels that a sample needs are read:
+two thirds of the samples are neither rotated nor scaled and are read as they are.
+
+Images are (C, Z, Y, X) float32 tensors and labels (Z, Y, X) int16; 2d patches have one slice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import cos, pi, sin
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import conv3d, grid_sample, interpolate, pad
+
+from segpipe.prepare.store import StoredCase
+from segpipe.training.sampling import Box
+
+DUMMY_2D_ABOVE = 3  # flat patches are rotated in plane only
+PADDING_LABEL = -1
+
+Generator = np.random.Generator
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How patches of one configuration are rotated and mirrored.
+
+    patch_size, reach : (Z, Y, X); the patch, and the box that rotated and scaled versions of it may read
+    in_plane : rotate and scale within Y and X only
+    """
+
+    patch_size: tuple[int, ...]
+    reach: tuple[int, ...]
+    in_plane: bool
+    max_angle: float
+    mirror_axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, patch_size: Sequence[int], mirror_axes: Sequence[int] | None) -> "Geometry":
+        """nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size, for a 2d or 3d patch.
+
+        mirror_axes : of the patch's own axes; None is all of them
+        """
+        n_axes = len(patch_size)
+        dummy_2d = n_axes == 3 and max(patch_size) / patch_size[0] > DUMMY_2D_ABOVE
+        elongated = n_axes == 2 and max(patch_size) / min(patch_size) > 1.5
+        degrees = 15 if elongated else 180 if n_axes == 2 or dummy_2d else 30
+        max_angle = degrees / 180 * pi
+        reach = _reach(patch_size, min(max_angle, pi / 2))
+        if dummy_2d:
+            reach = (patch_size[0], *reach[1:])
+        flat = (1,) * (3 - n_axes)
+        axes = range(n_axes) if mirror_axes is None else [axis for axis in mirror_axes if axis < n_axes]
+        mirrored = tuple(axis + 3 - n_axes for axis in axes)
+        return cls((*flat, *patch_size), (*flat, *reach), n_axes == 2 or dummy_2d, max_angle, mirrored)
+
+
+def _reach(patch_size: Sequence[int], angle: float) -> tuple[int, ...]:
+    """The box that nnU-Net reads for a patch (compute_initial_patch_size.py): rotated about one axis, over 0.85."""
+    edges = np.array(patch_size, float)
+    largest = edges.copy()
+    planes = [(1, 2), (0, 2), (0, 1)] if len(edges) == 3 else [(0, 1)]
+    for plane, (a, b) in enumerate(planes):
+        turn = -angle if len(edges) == 3 and plane == 1 else angle
+        rotated = edges.copy()
+        rotated[a] = abs(edges[a] * cos(turn) + edges[b] * sin(turn))
+        rotated[b] = abs(-edges[a] * sin(turn) + edges[b] * cos(turn))
+        largest = np.maximum(largest, rotated)
+    return tuple(int(edge) for edge in largest / 0.85)
+
+
+# ---- spatial ---------------------------------------------------------------------------------------------------------
+
+
+def draw_spatial(rng: Generator, geometry: Geometry) -> NDArray[np.float64] | None:
+    """Rotation (p 0.2) and one scale for all axes (p 0.2, above 1 shrinks the object): a (3, 3) matrix, or None."""
+    rotate, scale = rng.random() < 0.2, rng.random() < 0.2
+    angles = rng.uniform(-geometry.max_angle, geometry.max_angle, 3) if rotate else np.zeros(3)
+    factor = rng.uniform(0.7, 1.4) if scale else 1.0
+    if not (rotate or scale):
+        return None
+    if geometry.in_plane:
+        turn = np.eye(3)
+        turn[1:, 1:] = _turn(angles[2])
+        return turn @ np.diag([1, factor, factor])
+    about_z, about_y, about_x = np.eye(3), np.eye(3), np.eye(3)
+    about_z[1:, 1:] = _turn(angles[0])
+    about_y[::2, ::2] = _turn(-angles[1])
+    about_x[:2, :2] = _turn(angles[2])
+    return about_x @ about_y @ about_z * factor
+
+
+def _turn(angle: float) -> NDArray[np.float64]:
+    return np.array([[cos(angle), -sin(angle)], [sin(angle), cos(angle)]])
+
+
+def read_patch(
+    case: StoredCase, reach: Box, geometry: Geometry, matrix: NDArray[np.float64] | None
+) -> tuple[Tensor, Tensor]:
+    """Read a patch from the middle of the box `reach`, rotated and scaled by `matrix`.
+
+    Beyond the volume and beyond the box the image is 0 and the label PADDING_LABEL, as in nnU-Net, which cuts the
+    box out before it rotates.
+    """
+    if matrix is None:
+        start = [
+            a + edge // 2 - p // 2 for a, edge, p in zip(reach.start, reach.size, geometry.patch_size, strict=True)
+        ]
+        return _read(case, Box(tuple(start), geometry.patch_size))
+    # coordinates relative to the centre of the box; the corners of the patch bound what is read
+    half = (np.array(geometry.patch_size) - 1) / 2
+    extent = np.abs(matrix) @ half
+    centre = (np.array(reach.size) - 1) / 2
+    first = np.maximum(np.floor(centre - extent).astype(int) - 1, 0)
+    last = np.minimum(np.ceil(centre + extent).astype(int) + 1, np.array(reach.size) - 1)
+    image, label = _read(case, Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
+    return _rotate(image, label, geometry, matrix, centre - first)
+
+
+def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
+    """Read a box, padded where it reaches beyond the volume."""
+    shape = case.label.shape
+    inside = tuple(slice(max(a, 0), max(min(a + n, s), 0)) for a, n, s in zip(box.start, box.size, shape, strict=True))
+    image = torch.from_numpy(np.array(case.image[:, *inside]))
+    label = torch.from_numpy(np.array(case.label[inside]))
+    sides = zip(box.start, box.size, inside, strict=True)
+    before_after = [(max(side.start - a, 0), max(a + n - max(side.stop, side.start), 0)) for a, n, side in sides]
+    padding = [width for pair in reversed(before_after) for width in pair]
+    return pad(image, padding), pad(label, padding, value=PADDING_LABEL)
+
+
+def _rotate(
+    image: Tensor, label: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
+    """Linear interpolation; of each label's mask for the label, where the highest wins."""
+    values = torch.unique(label)
+    masks = (label == values.view(-1, 1, 1, 1)).float()
+    both = _sample(torch.cat([image, masks]), geometry, matrix, centre)
+    image, scores = both[: len(image)], both[len(image) :]
+    beyond = 1 - scores.sum(0, keepdim=True)  # weight of what lies outside the box
+    winner = torch.cat([beyond, scores]).argmax(0)
+    return image, torch.cat([values.new_tensor([PADDING_LABEL]), values])[winner]
+
+
+def _sample(channels: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
+    """Sample (N, Z, Y, X) at the patch's rotated grid around `centre` (voxel indices), 0 outside."""
+    axes = slice(1, 3) if geometry.in_plane else slice(0, 3)
+    patch, shape = geometry.patch_size[axes], channels.shape[1:][axes]
+    lines = [torch.arange(n) - (n - 1) / 2 for n in patch]
+    points = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1) @ torch.from_numpy(matrix[axes, axes].T).float()
+    points = points + torch.from_numpy(centre[axes]).float()
+    # grid_sample counts -1 to 1 from edge to edge, last axis first
+    grid = ((2 * points + 1) / torch.tensor(shape) - 1).flip(-1)
+    if not geometry.in_plane:
+        return grid_sample(channels[None], grid[None], align_corners=False)[0]
+    # z of the box is the patch's own here, so slices are independent channels
+    slices = channels.flatten(0, 1)[None]
+    return grid_sample(slices, grid[None], align_corners=False)[0].unflatten(0, channels.shape[:2])
+
+
+# ---- intensity -------------------------------------------------------------------------------------------------------
+
+
+def draw_noise(rng: Generator) -> tuple[float, int] | None:
+    """Gaussian noise, p 0.1: its deviation, and a seed of its own because it is drawn voxel by voxel."""
+    happens, sigma, seed = rng.random() < 0.1, rng.uniform(0, 0.1), int(rng.integers(2**62))
+    return (sigma, seed) if happens else None
+
+
+def apply_noise(image: Tensor, noise: tuple[float, int]) -> Tensor:
+    """Add the noise to all channels."""
+    sigma, seed = noise
+    return image + sigma * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def draw_blur(rng: Generator, n_channels: int, n_axes: int) -> list[NDArray[np.float64] | None] | None:
+    """Gaussian blur, p 0.2, per channel p 0.5: a deviation in voxels per axis."""
+    happens = rng.random() < 0.2
+    channels = [(rng.random() < 0.5, rng.uniform(0.5, 1.0, n_axes)) for _ in range(n_channels)]
+    return [sigma if chosen else None for chosen, sigma in channels] if happens else None
+
+
+def apply_blur(image: Tensor, sigmas: list[NDArray[np.float64] | None]) -> Tensor:
+    """Blur the chosen channels along their last axes, reflecting at the border."""
+    return torch.stack([channel if s is None else _blur(channel, s) for channel, s in zip(image, sigmas, strict=True)])
+
+
+def _blur(channel: Tensor, sigmas: NDArray[np.float64]) -> Tensor:
+    blurred = channel[None, None]
+    for axis, sigma in zip(range(5 - len(sigmas), 5), sigmas, strict=True):
+        kernel = _gaussian(sigma)
+        radius = len(kernel) // 2
+        sides = [0] * 6
+        sides[2 * (4 - axis)] = sides[2 * (4 - axis) + 1] = radius
+        shape = [1] * 5
+        shape[axis] = len(kernel)
+        blurred = conv3d(pad(blurred, sides, mode="reflect"), kernel.view(shape))
+    return blurred[0, 0]
+
+
+def _gaussian(sigma: float) -> Tensor:
+    """As many taps as batchgeneratorsv2 takes: the odd number nearest to 6 sigma + 0.5."""
+    length = 6 * sigma + 0.5
+    taps = round(length)
+    if taps % 2 == 0:
+        taps += 1 if length >= taps else -1
+    x = torch.arange(taps) - (taps - 1) / 2
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    return kernel / kernel.sum()
+
+
+def draw_factors(rng: Generator, n_channels: int, p: float, low: float, high: float) -> list[float] | None:
+    """One factor per channel with probability `p`, below 1 as often as above (BGContrast)."""
+    happens = rng.random() < p
+    factors = [rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high) for _ in range(n_channels)]
+    return factors if happens else None
+
+
+def apply_brightness(image: Tensor, factors: list[float]) -> Tensor:
+    """Multiply each channel."""
+    return image * torch.tensor(factors).view(-1, 1, 1, 1)
+
+
+def apply_contrast(image: Tensor, factors: list[float]) -> Tensor:
+    """Stretch each channel around its mean, within its range."""
+    flat = image.flatten(1)
+    mean = flat.mean(1, keepdim=True)
+    low, high = flat.aminmax(dim=1, keepdim=True)
+    stretched = (flat - mean) * torch.tensor(factors).view(-1, 1) + mean
+    return torch.minimum(torch.maximum(stretched, low), high).view(image.shape)
+
+
+def draw_low_resolution(rng: Generator, n_channels: int) -> list[float | None] | None:
+    """Low resolution, p 0.25, per channel p 0.5: one factor for the axes."""
+    happens = rng.random() < 0.25
+    channels = [(rng.random() < 0.5, rng.uniform(0.5, 1.0)) for _ in range(n_channels)]
+    return [factor if chosen else None for chosen, factor in channels] if happens else None
+
+
+def apply_low_resolution(image: Tensor, factors: list[float | None], in_plane: bool) -> Tensor:
+    """Down by nearest neighbour, up again linearly; along Y and X only for flat patches."""
+    return torch.stack(
+        [x if f is None else _low_resolution(x, f, in_plane) for x, f in zip(image, factors, strict=True)]
+    )
+
+
+def _low_resolution(channel: Tensor, factor: float, in_plane: bool) -> Tensor:
+    shape = list(channel.shape)
+    coarse = [n if in_plane and axis == 0 else round(n * factor) for axis, n in enumerate(shape)]
+    down = interpolate(channel[None, None], coarse, mode="nearest-exact")
+    return interpolate(down, shape, mode="trilinear")[0, 0]
+
+
+def apply_gamma(image: Tensor, gammas: list[float], invert: bool) -> Tensor:
+    """Raise each channel, scaled to 0..1, to a power; mean and deviation are kept."""
+    flat = -image.flatten(1) if invert else image.flatten(1)
+    low, high = flat.aminmax(dim=1, keepdim=True)
+    span = high - low
+    bent = ((flat - low) / span.clamp_min(1e-7)) ** torch.tensor(gammas).view(-1, 1) * span + low
+    scale = flat.std(1, keepdim=True) / bent.std(1, keepdim=True).clamp_min(1e-7)
+    kept = (bent - bent.mean(1, keepdim=True)) * scale + flat.mean(1, keepdim=True)
+    return (-kept if invert else kept).view(image.shape)
+
+
+def draw_mirror(rng: Generator, axes: Sequence[int]) -> tuple[int, ...]:
+    """Each allowed axis with p 0.5."""
+    return tuple(axis for axis in axes if rng.random() < 0.5)
+
+
+# ---- all together ----------------------------------------------------------------------------------------------------
+
+
+def draw_intensity(rng: Generator, n_channels: int, n_axes: int) -> dict[str, Any]:
+    """Parameters of all intensity transforms."""
+    return {
+        "noise": draw_noise(rng),
+        "blur": draw_blur(rng, n_channels, n_axes),
+        "brightness": draw_factors(rng, n_channels, 0.15, 0.75, 1.25),
+        "contrast": draw_factors(rng, n_channels, 0.15, 0.75, 1.25),
+        "low_resolution": draw_low_resolution(rng, n_channels),
+        "inverted_gamma": draw_factors(rng, n_channels, 0.1, 0.7, 1.5),
+        "gamma": draw_factors(rng, n_channels, 0.3, 0.7, 1.5),
+    }
+
+
+def apply_intensity(image: Tensor, drawn: dict[str, Any], in_plane: bool) -> Tensor:
+    """Apply the transforms that were drawn, in nnU-Net's order."""
+    if drawn["noise"]:
+        image = apply_noise(image, drawn["noise"])
+    if drawn["blur"]:
+        image = apply_blur(image, drawn["blur"])
+    if drawn["brightness"]:
+        image = apply_brightness(image, drawn["brightness"])
+    if drawn["contrast"]:
+        image = apply_contrast(image, drawn["contrast"])
+    if drawn["low_resolution"]:
+        image = apply_low_resolution(image, drawn["low_resolution"], in_plane)
+    if drawn["inverted_gamma"]:
+        image = apply_gamma(image, drawn["inverted_gamma"], invert=True)
+    if drawn["gamma"]:
+        image = apply_gamma(image, drawn["gamma"], invert=False)
+    return image
+
+
+def augmented_patch(rng: Generator, case: StoredCase, reach: Box, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Draw everything, then read and transform one patch. The label still holds PADDING_LABEL."""
+    matrix = draw_spatial(rng, geometry)
+    # 2d patches have no third axis to blur; flat 3d patches do (only their rotation and resolution are in plane)
+    drawn = draw_intensity(rng, len(case.image), 2 if geometry.patch_size[0] == 1 else 3)
+    axes = draw_mirror(rng, geometry.mirror_axes)
+    image, label = read_patch(case, reach, geometry, matrix)
+    image = apply_intensity(image, drawn, geometry.in_plane)
+    return image.flip([axis + 1 for axis in axes]), label.flip(list(axes))

@@ -1,0 +1,51 @@
+"""The training's numbers as a table and as a picture."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from segpipe import digest
+
+Row = dict[str, Any]
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """One line per epoch; an empty field where a value does not exist."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
+    digest.write_text(path, text.getvalue())
+
+
+def _short(value: Any) -> Any:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def draw(path: Path, rows: list[Row], classes: list[str]) -> None:
+    """Losses, Dice per class with its running mean, and the learning rate over the epochs."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    losses, dice, rate = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in rows]
+
+    def line(axes: Any, key: str, label: str, **style: Any) -> None:
+        axes.plot(epochs, [float("nan") if row[key] is None else row[key] for row in rows], label=label, **style)
+
+    line(losses, "train_loss", "training")
+    line(losses, "val_loss", "validation")
+    for name in classes:
+        line(dice, f"dice_{name}", name, linewidth=1)
+    line(dice, "dice_ema", "running mean", color="black", linewidth=2)
+    line(rate, "learning_rate", "learning rate")
+    for axes, title in ((losses, "loss"), (dice, "Dice on validation patches"), (rate, "learning rate")):
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+    dice.set_ylim(0, 1)
+    losses.legend()
+    dice.legend(fontsize="small")
+    with digest.new_file(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)

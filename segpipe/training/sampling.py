@@ -1,0 +1,55 @@
+"""Which case, which place: every draw is a pure function of seed, step and sample.
+
+A counter-based generator (Philox) gives the same numbers for any number of threads and before and after a resume.
+The places are nnU-Net's (nnunetv2/training/dataloading/data_loader.py): cases uniformly with replacement; the last
+third of a batch is centred on a voxel of a random class; the box may reach beyond the volume as far as it does there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segpipe.prepare.store import StoredCase
+
+TRAINING, VALIDATION = 0, 1  # independent streams of one seed
+
+
+def generator(seed: int, stream: int, step: int, sample: int) -> np.random.Generator:
+    """The random numbers of one sample."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, sample, step]))
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in voxels of a preprocessed case; it may reach beyond it. start, size : (Z, Y, X)."""
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+def forced_foreground(sample: int, batch_size: int, share: float) -> bool:
+    """Whether a sample must contain foreground: the last `share` of a batch."""
+    return sample >= round(batch_size * (1 - share))
+
+
+def draw_box(
+    rng: np.random.Generator, case: StoredCase, size: Sequence[int], margin: Sequence[int], force: bool
+) -> Box:
+    """Draw a box of `size` voxels.
+
+    margin : voxels by which a box may reach beyond the volume in total, so that borders are seen as often as the
+        inside; raised where the volume is smaller than the box
+    force : centre the box on a voxel of a class that the case has, where it has any
+    """
+    shape = case.label.shape
+    needed = [max(m, edge - n) for m, edge, n in zip(margin, size, shape, strict=True)]
+    low = [-need // 2 for need in needed]
+    high = [n + need // 2 + need % 2 - edge for n, need, edge in zip(shape, needed, size, strict=True)]
+    if force and case.foreground:
+        voxels = case.foreground[int(rng.choice(list(case.foreground)))]
+        voxel = np.unravel_index(int(rng.choice(voxels)), shape)
+        start = [max(lo, int(v) - edge // 2) for lo, v, edge in zip(low, voxel, size, strict=True)]
+    else:
+        start = [int(rng.integers(lo, hi + 1)) for lo, hi in zip(low, high, strict=True)]
+    return Box(tuple(start), tuple(size))
