@@ -11,7 +11,9 @@ def drop_dangling():
     """
     for inputs, outputs in jobs():
         if not all(os.path.exists(file) for file in inputs):
-            remove([file for file in outputs if os.path.exists(file)])
+            for file in filter(os.path.exists, outputs):
+                print(f"removed, what it was made of is gone: {file}", file=sys.stderr)
+                shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)
 
 
 def jobs():
@@ -27,10 +29,3 @@ def jobs():
         for choice in itertools.product(*(values[name] for name in names)):
             chosen = dict(zip(names, choice))
             yield expand(files.input, **chosen), expand(files.output, **chosen)
-
-
-def remove(files):
-    """Remove files and folders, and say so."""
-    for file in files:
-        print(f"removed, because what it was made of is gone: {file}", file=sys.stderr)
-        shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)
