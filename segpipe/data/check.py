@@ -31,7 +31,8 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
     description = dataset.describe(root)
     cases = [*description.training.items(), *description.test.items()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = list(pool.map(lambda item: _check_case(root, *item, description, settings), cases))
+        jobs = [pool.submit(_check_case, root, case, files, description, settings) for case, files in cases]
+        checked = [job.result() for job in jobs]
     problems = [
         *_dataset_problems(root, description, n_folds),
         *(text for _, found in checked for text in found),

@@ -90,7 +90,7 @@ def _organs(points: Array, pose: Rotation, rng: np.random.Generator) -> NDArray[
     tilt = pose * Rotation.from_rotvec(rng.normal(0, 0.2, 3))
     label[_ellipsoid(points, near(-7, 6, 5), [9 * scale, 7 * scale, 10 * scale], tilt) < 1] = 1
     for side in (-1, 1):
-        label[_ellipsoid(points, near(side * 9, -8, -8), [4.5 * scale, 4.5 * scale, 7 * scale], tilt) < 1] = 2
+        label[_ellipsoid(points, near(side * 9, -8, -8), [5 * scale, 5 * scale, 7.5 * scale], tilt) < 1] = 2
     along = (points.reshape(-1, 3) @ pose.as_matrix()).reshape(points.shape)
     bend = rng.uniform(2, 5)
     axis_x, axis_y = 4 + bend * np.sin(along[..., 2] / 9), -1 + rng.normal(0, 0.8)
@@ -100,13 +100,13 @@ def _organs(points: Array, pose: Rotation, rng: np.random.Generator) -> NDArray[
 
 def _intensities(label: NDArray[np.uint8], spacing_mm: Array, rng: np.random.Generator) -> Array:
     """Class means with variation between cases, texture, a smooth bias field, noise, an arbitrary scale."""
-    means = np.array([100.0, 135.0, 75.0, 165.0]) + rng.normal(0, 5, 4)
+    means = np.array([100.0, 135.0, 60.0, 165.0]) + rng.normal(0, 5, 4)
 
     def field(smooth_mm: float) -> Array:
         smooth = gaussian_filter(rng.normal(size=label.shape), smooth_mm / spacing_mm, mode="reflect")
         return smooth / smooth.std()
 
-    image = gaussian_filter(means[label], 0.6 / spacing_mm) + 9 * field(1.5) + 6 * rng.normal(size=label.shape)
+    image = gaussian_filter(means[label], 0.6 / spacing_mm) + 8 * field(1.5) + 6 * rng.normal(size=label.shape)
     image *= np.exp(0.12 * field(18))
     return np.maximum(image * rng.uniform(0.5, 4), 1e-3)
 

@@ -24,7 +24,12 @@ def normalise(scheme: str, channel: Channel, inside: Mask | None, intensities: M
         return ct(channel, intensities)
     if scheme == "zscore":
         return zscore(channel, inside)
-    return {"none": np.copy, "rescale_to_0_1": rescale_to_0_1, "rgb_to_0_1": rgb_to_0_1}[scheme](channel)
+    if scheme == "rescale_to_0_1":
+        return rescale_to_0_1(channel)
+    if scheme == "rgb_to_0_1":
+        return rgb_to_0_1(channel)
+    assert scheme == "none", scheme
+    return channel.copy()
 
 
 def zscore(channel: Channel, inside: Mask | None) -> Channel:

@@ -32,10 +32,9 @@ def separate_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> in
 @functools.lru_cache(maxsize=256)
 def spline_matrix(n_in: int, n_out: int, order: int) -> Image:
     """(n_out, n_in): interpolates along one axis with edge voxels repeated, as skimage.transform.resize does."""
-    matrix: Image = zoom(np.eye(n_in), (n_out / n_in, 1), order=order, mode="nearest", grid_mode=True).astype(
-        np.float32
-    )
-    return matrix
+    zooms = [n_out / n_in, 1.0]
+    matrix = zoom(np.eye(n_in), zooms, order=order, mode="nearest", grid_mode=True)  # type: ignore[call-overload]
+    return np.asarray(matrix, np.float32)
 
 
 def nearest_index(n_in: int, n_out: int) -> NDArray[np.int_]:
@@ -74,7 +73,7 @@ def _along(matrix: Image, array: Image, axis: int) -> Image:
 
 
 def resample_label(label: Label, shape: Sequence[int], separate: int | None) -> Label:
-    """Resample a label map: each label's mask is interpolated linearly, the highest wins, the nearest voxel settles ties.
+    """Resample a label map: each label's mask is interpolated linearly, the highest wins, nearest breaks ties.
 
     label : (Z, Y, X) int16
     """

@@ -143,9 +143,12 @@ def _rotate(
     masks = (label == values.view(-1, 1, 1, 1)).float()
     both = _sample(torch.cat([image, masks]), geometry, matrix, centre)
     image, scores = both[: len(image)], both[len(image) :]
-    beyond = 1 - scores.sum(0, keepdim=True)  # weight of what lies outside the box
-    winner = torch.cat([beyond, scores]).argmax(0)
-    return image, torch.cat([values.new_tensor([PADDING_LABEL]), values])[winner]
+    best = 1 - scores.sum(0)  # the weight of what lies outside the box
+    winner = torch.full_like(best, PADDING_LABEL, dtype=label.dtype)
+    for value, score in zip(values, scores, strict=True):
+        winner = torch.where(score > best, value, winner)
+        best = torch.maximum(score, best)
+    return image, winner
 
 
 def _sample(channels: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:

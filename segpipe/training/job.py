@@ -95,7 +95,7 @@ class _Job:
             self.settings,
             self.device,
             self.dtype,
-            params.runtime.prefetch,
+            0 if self.device.type == "cpu" else params.runtime.prefetch,
             [],
         )
         self.last_line = self.last_drawing = time.monotonic()

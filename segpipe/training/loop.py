@@ -73,7 +73,7 @@ def train_step(training: Training, batch: Batch) -> torch.Tensor:
     training.network.train()
     loss, _ = _loss(training, batch)
     training.optimiser.zero_grad(set_to_none=True)
-    training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    training.scaler.scale(loss).backward()
     training.scaler.unscale_(training.optimiser)
     clip_grad_norm_(training.network.parameters(), training.settings.gradient_clip_norm)
     training.scaler.step(training.optimiser)

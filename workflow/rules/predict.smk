@@ -3,7 +3,6 @@ if has_test_images():
     rule predict:
         input:
             cases=rules.check.output,
-            plan=rules.plan.output,
             models=expand(
                 f"results/{{configuration}}/fold_{{fold}}/checkpoint_{CHECKPOINT}.pth",
                 configuration=PARAMS.configurations,
@@ -23,5 +22,5 @@ if has_test_images():
         message:
             "predict: the cases of imagesTs"
         shell:
-            "python {params.script} --cases {input.cases} --plan {input.plan} --models {input.models}"
+            "python {params.script} --cases {input.cases} --models {input.models}"
             " --out {output} --log {log}"

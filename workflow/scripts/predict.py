@@ -12,8 +12,8 @@ from segpipe.params import Params
 def main(args: Namespace, params: Params) -> None:
     """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
     cases = Cases.read(Path(args.cases), params.dataset)
-    predict.predict_dataset(cases, Path(args.plan), [Path(model) for model in args.models], Path(args.out), params)
+    predict.predict_dataset(cases, [Path(model) for model in args.models], Path(args.out), params)
 
 
 if __name__ == "__main__":
-    cli.run(main, "--cases", "--plan", "--models+", "--out")
+    cli.run(main, "--cases", "--models+", "--out")

@@ -1,0 +1,50 @@
+"""From logits on the network's grid to softmax and segmentation on the file's grid; what is saved of them."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe import digest
+from segpipe.prepare.preprocess import Grid
+from segpipe.prepare.resample import resample_image
+
+Probabilities = NDArray[np.floating]
+
+
+def to_file_grid(logits: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+    """Softmax on the grid of the case's file: resample the logits, softmax, undo crop and transposition.
+
+    logits : (classes, Z, Y, X) on the preprocessed grid. Outside the crop everything is background. Logits are
+    resampled linearly, nearest along a separate axis (nnunetv2/inference/export_prediction.py).
+    """
+    resampled = resample_image(logits, grid.cropped_shape, grid.separate, order=1)
+    probabilities = np.zeros((len(logits), *grid.shape), np.float32)
+    probabilities[0] = 1
+    probabilities[:, *(slice(start, stop) for start, stop in grid.crop)] = softmax(resampled)
+    return np.ascontiguousarray(probabilities.transpose(0, *(axis + 1 for axis in grid.transpose_backward)))
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Over the first axis."""
+    powers = np.exp(logits - logits.max(0))
+    result: NDArray[np.float32] = powers / powers.sum(0)
+    return result
+
+
+def segmentation(probabilities: Probabilities) -> NDArray[np.uint8]:
+    """The most probable class of each voxel, (Z, Y, X)."""
+    return probabilities.argmax(0).astype(np.uint8)
+
+
+def save_softmax(path: Path, probabilities: Probabilities, dtype: str) -> None:
+    """Write `<case>.npz`, key `probabilities`, (C, Z, Y, X): readable by numpy.load and by nnU-Net's ensembling."""
+    with digest.new_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, probabilities=probabilities.astype(dtype))
+
+
+def load_softmax(path: Path) -> Probabilities:
+    """Read what `save_softmax` (or nnU-Net) wrote."""
+    with np.load(path) as content:
+        probabilities: Probabilities = content["probabilities"]
+    return probabilities

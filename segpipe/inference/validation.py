@@ -1,0 +1,140 @@
+"""Predict and score the validation cases of one fold with one checkpoint.
+
+Finished cases lie in `state/`, which no rule declares, so a killed validation goes on where it stopped; at the end
+they are moved into the declared folders.
+"""
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe import device, digest
+from segpipe.data import image, splits
+from segpipe.evaluation import metrics, summary
+from segpipe.inference import export, predict
+from segpipe.inference.predict import Model
+from segpipe.params import Params, section
+from segpipe.prepare.store import Store
+
+log = getLogger(__name__)
+
+WRITERS = 2  # threads that compress and score while the next case is predicted
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """One validation: what is predicted, and where finished cases wait."""
+
+    store: Store
+    params: Params
+    state: Path
+
+    def paths(self, case: str) -> tuple[Path, Path, Path]:
+        """Segmentation, softmax and metrics of a finished case; the metrics are written last."""
+        name = f"{case}{self.store.cases.file_ending}"
+        return self.state / "segmentations" / name, self.state / "softmax" / f"{case}.npz", self.state / f"{case}.json"
+
+    def is_done(self, case: str) -> bool:
+        return all(path.exists() for path in self.paths(case))
+
+    def write(self, case: str, probabilities: NDArray[np.float32]) -> None:
+        """Save and score one predicted case."""
+        cases = self.store.cases
+        segmentation_path, softmax_path, metrics_path = self.paths(case)
+        segmentation = export.segmentation(probabilities)
+        export.save_softmax(softmax_path, probabilities, self.params.validate_.softmax_dtype)
+        image.write_label_like(segmentation_path, segmentation, cases.image_path(case))
+        values = [value for value in cases.labels.values() if value]
+        spacing_mm = cases.entry(case)["spacing_mm"]
+        digest.write_json(metrics_path, metrics.case_metrics(segmentation, cases.read_label(case), values, spacing_mm))
+
+
+def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, out: Path, params: Params) -> None:
+    """Write segmentations/, softmax/ and summary.json of one fold's validation cases into `out`."""
+    fold = splits.read(splits_path, fold_name)
+    identity = digest.of([digest.of_file(model_path), store.digest, fold["val"], how(params)])
+    state = out.parent / "state" / out.name
+    title = f"{out.name} of {store.configuration} fold {fold_name}"
+    with digest.exclusive(state / ".lock", title) as report:
+        model = predict.load([model_path], device.start(params.runtime))
+        work = _Validation(store, params, state / identity)
+        missing = [case for case in fold["val"] if not work.is_done(case)]
+        log.info("%s: %d cases, %d predicted before", title, len(fold["val"]), len(fold["val"]) - len(missing))
+        _predict(work, model, missing, lambda n: report(f"{title}, {n} of {len(missing)} cases done"))
+        content = _summary(work, model, fold, fold_name, out)
+        _assemble(work, fold["val"], content, out)
+    log.info("%s: mean foreground Dice %s", title, _format(content["foreground_mean"]["Dice"]))
+
+
+def how(params: Params) -> str:
+    """Identity of the way in which cases are predicted and scored, whatever the checkpoint."""
+    settings = {key: value for key, value in section(params, "validate").items() if key != "checkpoint"}
+    return digest.of([settings, digest.of_code("validate")])
+
+
+def _predict(work: _Validation, model: Model, cases: list[str], done: Any) -> None:
+    """Predict on the device while the case before is compressed and scored; at most WRITERS cases wait in memory."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for number, case in enumerate(cases):
+            probabilities = predict.probabilities(model, work.store.read(case), work.params.validate_)
+            waiting.append(pool.submit(work.write, case, probabilities))
+            if len(waiting) > WRITERS:
+                waiting.popleft().result()
+            done(number)
+        for future in waiting:
+            future.result()
+
+
+def _summary(work: _Validation, model: Model, fold: splits.Fold, fold_name: str, out: Path) -> dict[str, Any]:
+    """The fold's summary. Every validation case is in it: one without a prediction is an error."""
+    cases = work.store.cases
+    rows = [
+        summary.case_row(
+            digest.read_json(work.paths(case)[2]),
+            os.fspath(out / "segmentations" / f"{case}{cases.file_ending}"),
+            next(iter(cases.entry(case)["label"])),
+        )
+        for case in fold["val"]
+    ]
+    return {
+        **summary.tables(rows),
+        "fold": fold_name,
+        "configuration": work.store.configuration,
+        "checkpoint": out.name.removeprefix("validation_"),
+        "epoch": model.content["epoch"],
+        "labels": cases.labels,
+        "digest": model.content["digest"],
+        "identity": {
+            "dataset": digest.of({case: cases.identity(case) for case in cases.training}),
+            "training": model.content["settings_digest"],
+            "checkpoint": out.name.removeprefix("validation_"),
+            "validate": how(work.params),
+        },
+        "settings": {"train": model.content["settings"], "validate": section(work.params, "validate")},
+        "precision": str(model.dtype).removeprefix("torch."),
+        "versions": summary.versions(),
+    }
+
+
+def _assemble(work: _Validation, cases: list[str], content: dict[str, Any], out: Path) -> None:
+    """Move the finished cases into the declared folders; the summary comes last."""
+    for index, name in enumerate(("segmentations", "softmax")):
+        with digest.new_folder(out / name) as folder:
+            for case in cases:
+                path = work.paths(case)[index]
+                os.replace(path, folder / path.name)
+    digest.write_json(out / "summary.json", content)
+    for case in cases:
+        work.paths(case)[2].unlink()
+
+
+def _format(dice: float | None) -> str:
+    return "does not exist" if dice is None else f"{dice:.4f}"
