@@ -27,7 +27,7 @@ rule ensemble:
         "ensemble: fold {wildcards.fold}"
     shell:
         "python {params.script} --fold {wildcards.fold} --cases {input.cases}"
-        " --validations {params.members} --out results/fold_{wildcards.fold} --log {log}"
+        " --validations {params.members} --out {output.summary} --log {log}"
 
 
 rule crossval:

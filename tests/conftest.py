@@ -1,0 +1,163 @@
+"""A pipeline small enough to be run many times: five phantoms, a network of a few channels, three epochs."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[1]
+INTERPRETER = Path(sys.executable).parent
+
+
+def environment() -> dict[str, str]:
+    """That of an activated environment: the interpreter of the tests comes first. No trace of the caller's own job."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "DVC_", "OMP_"))}
+    path = f"{INTERPRETER}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "DVC_NO_ANALYTICS": "1"}
+
+
+def tiny_params() -> dict[str, Any]:
+    """params.yaml of the project with small numbers, on the CPU so that weights can be compared bit by bit."""
+    params: dict[str, Any] = yaml.safe_load((REPO / "params.yaml").read_text())
+    params["dataset"], params["configurations"], params["folds"] = (
+        "data/raw/Dataset000_Phantoms",
+        ["3d_fullres"],
+        [0, 1],
+    )
+    params["phantoms"].update(n_train=5, n_test=1)
+    params["splits"].update(n_folds=2)
+    params["plan"]["overrides"].update(spacing_mm=[3.0] * 3, patch_size=[16] * 3, batch_size=2, features_base=4)
+    params["train"].update(epochs=3, iterations_per_epoch=2, val_iterations_per_epoch=1)
+    params["validate"].update(step_size=1.0, mirroring=False)
+    params["runtime"].update(device="cpu", threads=1)
+    return params
+
+
+class Project:
+    """A folder with a params.yaml of its own, in which the project's Snakefile works."""
+
+    def __init__(self, folder: Path, snakefile: Path = REPO / "Snakefile") -> None:
+        self.folder, self.snakefile = folder, snakefile
+
+    def write(self, params: dict[str, Any]) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def params(self) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
+        return content
+
+    def set(self, key: str, value: object) -> None:
+        """Change one setting: `train.epochs`."""
+        params = self.params()
+        *sections, name = key.split(".")
+        block = params
+        for section in sections:
+            block = block[section]
+        block[name] = value
+        self.write(params)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(self.snakefile), "--cores", "2"]
+
+    def snakemake(self, *arguments: str, ok: bool = True) -> str:
+        """What a call of snakemake says; it must succeed, or must fail."""
+        return run(self.command(*arguments), self.folder, ok)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A call of snakemake in a session of its own, so that it can be killed with all its children."""
+        with self.said.open("wb") as log:
+            return subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.folder,
+                env=environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> Path:
+        """What the last started call says."""
+        return self.folder / "started.log"
+
+    def planned(self, *targets: str) -> Counter[str]:
+        """How many jobs of each rule a call would run."""
+        lines = iter(self.snakemake("--dry-run", *targets).splitlines())
+        for line in lines:
+            if line.startswith("----"):
+                break
+        counts: Counter[str] = Counter()
+        for line in lines:
+            if not line.strip():
+                break
+            rule, count = line.split()
+            counts[rule] = int(count)
+        for goal in ("total", "all", "everything"):
+            del counts[goal]
+        return counts
+
+    def state(self, fold: int) -> Path:
+        """The folder of the one training that a fold has been through."""
+        (state,) = (self.folder / f"results/3d_fullres/fold_{fold}/state").glob("*/")
+        return state
+
+
+def run(command: list[str], folder: Path, ok: bool = True) -> str:
+    """Output and messages of a command, in order."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert (done.returncode == 0) == ok, f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project after one call of snakemake without a target. Only for tests that change nothing."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    project.write(tiny_params())
+    project.snakemake()
+    return project
+
+
+@pytest.fixture
+def copy(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project, to be changed."""
+    shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    """A project in which nothing has run."""
+    project = Project(tmp_path)
+    project.write(tiny_params())
+    return project
+
+
+@pytest.fixture
+def killed() -> Iterator[list[int]]:
+    """Process groups that a test must not leave behind."""
+    groups: list[int] = []
+    yield groups
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)

@@ -1,0 +1,268 @@
+"""Snakemake itself on a tiny dataset: what runs, what does not run again, and what survives a kill."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPO, Project, tiny_params, wait_until
+
+FOLD_0 = "results/fold_0/summary.json"
+MODEL = "results/3d_fullres/fold_0/checkpoint_final.pth"
+LONGER = 20
+
+
+def test_a_fresh_folder_plans_every_job(fresh: Project) -> None:
+    once = ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess", "crossval", "predict"]
+    assert fresh.planned() == {**dict.fromkeys(once, 1), "train": 2, "validate": 2, "ensemble": 2}
+
+
+def test_one_fold_plans_only_what_it_needs(fresh: Project) -> None:
+    needed = ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess", "train", "validate", "ensemble"]
+    assert fresh.planned(FOLD_0) == dict.fromkeys(needed, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.epochz", 3, "did you mean 'epochs'?"),
+        ("train.epochs", "many", "params.yaml: train.epochs"),
+        ("dataset", "data/raw/Dataset001_Missing", "data/raw/Dataset001_Missing does not exist"),
+    ],
+)
+def test_bad_settings_stop_before_anything_runs(fresh: Project, key: str, value: object, message: str) -> None:
+    fresh.set(key, value)
+    output = fresh.snakemake(ok=False)
+    assert message in output
+    assert "Traceback" not in output
+    assert not (fresh.folder / "data").exists()
+
+
+def test_settings_on_the_command_line_are_refused(fresh: Project) -> None:
+    assert "edit params.yaml" in fresh.snakemake("--dry-run", "--config", "dataset=elsewhere", ok=False)
+
+
+def test_without_test_images_nothing_is_predicted(fresh: Project) -> None:
+    fresh.set("phantoms.n_test", 0)
+    assert "predict" not in fresh.planned()
+
+
+def test_a_dataset_of_ones_own_is_listed_not_generated(finished: Project, fresh: Project) -> None:
+    raw = fresh.folder / "elsewhere/Dataset007_Own"
+    shutil.copytree(finished.folder / "data/raw/Dataset000_Phantoms", raw)
+    (raw / "imagesTr/._hidden_0000.nii.gz").touch()
+    fresh.set("dataset", "elsewhere/Dataset007_Own")
+    assert "phantoms" not in fresh.planned()
+    fresh.snakemake("data/preprocessed/Dataset007_Own/splits.json")
+    assert fresh.planned("data/preprocessed/Dataset007_Own/splits.json") == {}
+
+
+def test_the_run_wrote_what_it_promises(finished: Project) -> None:
+    folder = finished.folder / "results"
+    for fold in (0, 1):
+        for name in ("checkpoint_final.pth", "checkpoint_best.pth", "metrics.csv", "progress.png"):
+            assert (folder / f"3d_fullres/fold_{fold}" / name).stat().st_size > 0
+        validation = folder / f"3d_fullres/fold_{fold}/validation_final"
+        cases = sorted(path.name.removesuffix(".npz") for path in (validation / "softmax").glob("*.npz"))
+        assert cases == sorted(name.removesuffix(".nii.gz") for name in names(validation / "segmentations"))
+        assert len(cases) in (2, 3)
+        assert len(read_json(folder / f"fold_{fold}/summary.json")["metric_per_case"]) == len(cases)
+    assert len(read_json(folder / "crossval/summary.json")["metric_per_case"]) == 5
+    assert names(folder / "predictions") >= {"phantom_005.nii.gz"}
+
+
+def test_a_second_run_has_nothing_to_do(finished: Project) -> None:
+    assert "Nothing to be done" in finished.snakemake()
+
+
+def test_runtime_settings_redo_nothing(copy: Project) -> None:
+    copy.set("runtime.prefetch", 1)
+    copy.set("runtime.threads", 2)
+    assert copy.planned() == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "first"),
+    [
+        ("phantoms.seed", 1, "phantoms"),
+        ("check.geometry_tolerance_mm", 0.2, "check"),
+        ("plan.gpu_memory_gb", 9.0, "plan"),
+        ("splits.seed", 1, "splits"),
+        ("train.learning_rate", 0.02, "train"),
+        ("validate.mirroring", True, "validate"),
+    ],
+)
+def test_a_setting_redoes_its_rule_and_what_follows(copy: Project, key: str, value: object, first: str) -> None:
+    order = ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess", "train", "validate", "ensemble"]
+    copy.set(key, value)
+    planned = copy.planned()
+    assert planned[first] > 0
+    assert not [rule for rule in order[: order.index(first)] if rule in planned]
+    assert planned["ensemble"] == 2
+
+
+def test_another_checkpoint_only_validates_and_what_follows(copy: Project) -> None:
+    copy.set("validate.checkpoint", "best")
+    assert copy.planned() == {"validate": 2, "ensemble": 2, "crossval": 1, "predict": 1}
+    assert copy.planned(FOLD_0) == {"validate": 1, "ensemble": 1}
+    copy.snakemake(FOLD_0)
+    fold = copy.folder / "results/3d_fullres/fold_0"
+    assert (fold / "validation_final/summary.json").exists()
+    assert (fold / "validation_best/summary.json").exists()
+    copy.set("validate.checkpoint", "final")
+    assert copy.planned(FOLD_0) == {"ensemble": 1}
+
+
+def test_a_failed_fold_leaves_no_stale_result(copy: Project) -> None:
+    """Snakemake takes the downstream results of a failed job for current (its issue 1978)."""
+    before = {fold: trained_as(copy, fold) for fold in (0, 1)}
+    copy.set("train.learning_rate", 0.02)
+    block = copy.folder / "results/3d_fullres/fold_1/state/.lock"
+    block.unlink()
+    block.mkdir()  # the training of fold 1 cannot lock its state
+    output = copy.snakemake(ok=False)
+    assert "results/fold_1/summary.json" in re.findall(r"removed, .*: (.*)", output)
+    assert "results/crossval/summary.json" in re.findall(r"removed, .*: (.*)", output)
+    block.rmdir()
+    copy.snakemake()
+    after = {fold: trained_as(copy, fold) for fold in (0, 1)}
+    assert after[0] == after[1] != before[0] == before[1]
+
+
+def test_every_result_goes_when_its_input_went(copy: Project) -> None:
+    """The guard follows the whole chain, folders included."""
+    copy.set("splits.n_folds", 9)  # more than there are cases
+    output = copy.snakemake(ok=False)
+    assert "expected: at least 9" in output[output.index("logs/check.log ends with") :]
+    results = [path for path in (copy.folder / "results").rglob("*") if path.is_file() and "state" not in path.parts]
+    assert results == []
+    assert list((copy.folder / "results").rglob("state/*/latest.pth"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A longer training that nobody disturbed."""
+    project = longer(finished, tmp_path_factory.mktemp("uninterrupted"))
+    project.snakemake(MODEL)
+    return project
+
+
+@pytest.mark.parametrize("victim", ["the training", "both"])
+def test_a_killed_training_continues(
+    finished: Project, uninterrupted: Project, tmp_path: Path, killed: list[int], victim: str
+) -> None:
+    project = longer(finished, tmp_path)
+    snakemake = project.start(MODEL)
+    killed.append(snakemake.pid)
+    pid = wait_for_epochs(project)
+    if victim == "the training":
+        os.kill(pid, signal.SIGKILL)
+    else:
+        os.killpg(snakemake.pid, signal.SIGKILL)
+    assert snakemake.wait() != 0
+    done = len(epochs(project))
+    assert 3 <= done < LONGER
+    output = project.snakemake(MODEL)
+    continued = re.search(r"continues after epoch (\d+)", output)
+    assert continued
+    assert done - 1 <= int(continued[1]) <= done
+    assert_same_training(project, uninterrupted)
+
+
+def test_an_orphaned_training_is_waited_for(
+    finished: Project, uninterrupted: Project, tmp_path: Path, killed: list[int]
+) -> None:
+    project = longer(finished, tmp_path)
+    snakemake = project.start(MODEL)
+    killed.append(snakemake.pid)
+    pid = wait_for_epochs(project)
+    os.kill(snakemake.pid, signal.SIGKILL)
+    snakemake.wait()
+    done = len(epochs(project))
+    wait_until(lambda: len(epochs(project)) > done)
+    os.kill(pid, signal.SIGSTOP)  # holds its lock for as long as the second call needs to get there
+    second = project.start(MODEL)
+    killed.append(second.pid)
+    wait_until(lambda: "is being written by" in project.said.read_text())
+    os.kill(pid, signal.SIGCONT)
+    assert second.wait() == 0
+    output = project.said.read_text()
+    assert re.search(rf"is being written by pid {pid}: .*epoch \d+", output)
+    assert f"continues after epoch {LONGER}" in output  # nothing was left to do
+    assert_same_training(project, uninterrupted)
+
+
+def test_python_is_the_one_that_runs_snakemake(fresh: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.venv/bin/snakemake` works where nothing is activated: no `python` of another environment gets in."""
+    other = fresh.folder / "other"
+    other.mkdir()
+    (other / "python").write_text("#!/bin/sh\nexit 3\n")
+    (other / "python").chmod(0o755)
+    monkeypatch.setattr("conftest.INTERPRETER", other)
+    fresh.snakemake("data/raw/Dataset000_Phantoms/dataset.json")
+
+
+def test_the_workflow_stands_alone(fresh: Project) -> None:
+    """The Snakemake catalogue starts from workflow/Snakefile."""
+    assert Project(fresh.folder, REPO / "workflow/Snakefile").planned() == fresh.planned()
+
+
+def longer(finished: Project, folder: Path) -> Project:
+    """The finished project up to preprocessing, and a training that takes long enough to be killed."""
+    project = Project(folder)
+    for name in ("data", ".snakemake"):
+        shutil.copytree(finished.folder / name, folder / name)
+    project.write(tiny_params())
+    project.set("train.epochs", LONGER)
+    return project
+
+
+def epochs(project: Project) -> list[dict[str, str]]:
+    """The finished epochs of fold 0."""
+    metrics = list((project.folder / "results/3d_fullres/fold_0/state").glob("*/metrics.csv"))
+    if not metrics:
+        return []
+    with metrics[0].open() as file:
+        return list(csv.DictReader(file))
+
+
+def wait_for_epochs(project: Project) -> int:
+    """Wait until the training is well under way; its pid."""
+    wait_until(lambda: len(epochs(project)) >= 3)
+    lock = project.folder / "results/3d_fullres/fold_0/state/.lock"
+    return int(lock.read_text().split(":")[0].removeprefix("pid "))
+
+
+def assert_same_training(project: Project, other: Project) -> None:
+    """Bit by bit the same weights and the same curves."""
+    assert project.state(0).name == other.state(0).name
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
+        one, two = (
+            torch.load(each.folder / "results/3d_fullres/fold_0" / name, weights_only=True)["network"]
+            for each in (project, other)
+        )
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    metrics = "results/3d_fullres/fold_0/metrics.csv"
+    assert (project.folder / metrics).read_text() == (other.folder / metrics).read_text()
+
+
+def trained_as(project: Project, fold: int) -> str:
+    """Digest of the settings that the model behind a fold's summary was trained with."""
+    return str(read_json(project.folder / f"results/fold_{fold}/summary.json")["identity"]["training"])
+
+
+def names(folder: Path) -> set[str]:
+    """Names of the visible files of a folder."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
