@@ -8,11 +8,12 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from segpipe import params as params_module
-from segpipe.errors import SegpipeError, problem
+from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.params import Params
 
 log = logging.getLogger("segpipe")
@@ -33,6 +34,9 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str) -
     except SegpipeError as error:
         log.error("%s", error)
         sys.exit(2)
+    except Exception:
+        log.exception("unexpected error")
+        sys.exit(1)
 
 
 def _start_log(path: str | None) -> None:
@@ -48,27 +52,47 @@ def _start_log(path: str | None) -> None:
 
 def _agree(args: argparse.Namespace, params: Params) -> None:
     """Refuse arguments that another params.yaml produced: a stale dvc.yaml, say."""
-    given = vars(args)
-    wrong = []
+    raise_all(
+        "the arguments disagree with params.yaml",
+        [
+            problem(
+                "another argument than params.yaml gives",
+                where=f"--{name}",
+                found=found,
+                expected=expected,
+                cure="if DVC made this call: run 'python workflow/scripts/make_dvc_yaml.py'",
+            )
+            for name, found, expected in [*_wrong_values(vars(args), params), *_wrong_lists(vars(args), params)]
+        ],
+    )
+
+
+def _wrong_values(given: dict[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
+    """(option, found, expected) of single values that belong to other settings."""
     if given.get("dataset") not in (None, params.dataset):
-        wrong.append(("--dataset", given["dataset"], params.dataset))
+        yield "dataset", given["dataset"], params.dataset
     if given.get("configuration") is not None and given["configuration"] not in params.configurations:
-        wrong.append(("--configuration", given["configuration"], " or ".join(params.configurations)))
+        yield "configuration", given["configuration"], " or ".join(params.configurations)
     prepared = f"data/preprocessed/{params.dataset_name}/"
     for name in ("cases", "plan", "splits", "manifest", "fingerprint"):
         path = given.get(name)
         if path and not path.startswith(prepared):
-            wrong.append((f"--{name}", path, f"a file in {prepared}"))
-    if wrong:
-        raise SegpipeError(
-            "\n".join(
-                problem(
-                    "the arguments disagree with params.yaml",
-                    where=name,
-                    found=found,
-                    expected=expected,
-                    cure="if DVC made this call: run 'python workflow/scripts/make_dvc_yaml.py'",
-                )
-                for name, found, expected in wrong
-            )
-        )
+            yield name, path, f"a file in {prepared}"
+
+
+def _wrong_lists(given: dict[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
+    """The same of lists, which dvc.yaml writes out: DVC can change what they come from, but not them."""
+    checkpoint = params.validate_.checkpoint
+    fold = f"fold_{given.get('fold')}"
+    lists = {
+        "validations": [f"results/{name}/{fold}/validation_{checkpoint}" for name in params.configurations],
+        "summaries": [f"results/fold_{number}/summary.json" for number in params.folds],
+        "models": [
+            f"results/{name}/fold_{number}/checkpoint_{checkpoint}.pth"
+            for name in params.configurations
+            for number in params.folds
+        ],
+    }
+    for name, expected in lists.items():
+        if given.get(name) not in (None, expected):
+            yield name, " ".join(given[name]), " ".join(expected)

@@ -73,11 +73,11 @@ class Project:
         """What a call of snakemake says; it must succeed, or must fail."""
         return run(self.command(*arguments), self.folder, ok)
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A call of snakemake in a session of its own, so that it can be killed with all its children."""
+    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a command in a session of its own, so that it can be killed with all its children."""
         with self.said.open("wb") as log:
             return subprocess.Popen(
-                self.command(*arguments),
+                command,
                 cwd=self.folder,
                 env=environment(),
                 stdout=log,
@@ -87,7 +87,7 @@ class Project:
 
     @property
     def said(self) -> Path:
-        """What the last started call says."""
+        """What the started command says."""
         return self.folder / "started.log"
 
     def planned(self, *targets: str) -> Counter[str]:

@@ -158,7 +158,7 @@ def test_a_killed_training_continues(
     finished: Project, uninterrupted: Project, tmp_path: Path, killed: list[int], victim: str
 ) -> None:
     project = longer(finished, tmp_path)
-    snakemake = project.start(MODEL)
+    snakemake = project.start(project.command(MODEL))
     killed.append(snakemake.pid)
     pid = wait_for_epochs(project)
     if victim == "the training":
@@ -179,7 +179,7 @@ def test_an_orphaned_training_is_waited_for(
     finished: Project, uninterrupted: Project, tmp_path: Path, killed: list[int]
 ) -> None:
     project = longer(finished, tmp_path)
-    snakemake = project.start(MODEL)
+    snakemake = project.start(project.command(MODEL))
     killed.append(snakemake.pid)
     pid = wait_for_epochs(project)
     os.kill(snakemake.pid, signal.SIGKILL)
@@ -187,7 +187,7 @@ def test_an_orphaned_training_is_waited_for(
     done = len(epochs(project))
     wait_until(lambda: len(epochs(project)) > done)
     os.kill(pid, signal.SIGSTOP)  # holds its lock for as long as the second call needs to get there
-    second = project.start(MODEL)
+    second = project.start(project.command(MODEL))
     killed.append(second.pid)
     wait_until(lambda: "is being written by" in project.said.read_text())
     os.kill(pid, signal.SIGCONT)

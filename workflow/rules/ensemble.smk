@@ -22,6 +22,7 @@ rule ensemble:
             checkpoint=CHECKPOINT,
             allow_missing=True,
         ),
+        cfg=settings("configurations"),
         code=digest.of_code("ensemble"),
     message:
         "ensemble: fold {wildcards.fold}"
@@ -39,6 +40,7 @@ rule crossval:
         "logs/crossval.log",
     params:
         script=script("crossval"),
+        cfg=settings("folds"),
         code=digest.of_code("crossval"),
     message:
         "crossval: all folds together"

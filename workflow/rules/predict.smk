@@ -17,7 +17,9 @@ if has_test_images():
             gpu=1,
         params:
             script=script("predict"),
-            cfg=settings("validate.step_size", "validate.mirroring"),
+            cfg=settings(
+                "configurations", "folds", "validate.step_size", "validate.mirroring"
+            ),
             code=digest.of_code("predict"),
         message:
             "predict: the cases of imagesTs"

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from snakemake import utils
 from snakemake.api import OutputSettings, ResourceSettings, SnakemakeApi
-from snakemake.exceptions import WorkflowError, print_exception
+from snakemake.exceptions import WorkflowError
 from snakemake.iocontainers import Wildcards
 from snakemake.settings.enums import Quietness
 
@@ -66,7 +66,7 @@ def dvc_yaml() -> str:
         try:
             rules = read_rules(api)
         except WorkflowError as error:
-            print_exception(error)
+            print(error, file=sys.stderr)
             sys.exit(2)
     params = params_yaml.load()
     content = {"stages": {rule.name: stage(rule, params) for rule in rules}, "plots": plots(params)}

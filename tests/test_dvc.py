@@ -1,0 +1,163 @@
+"""DVC itself on a tiny dataset: dvc.yaml follows the rules, experiments run, what was computed before is restored."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO, Project, run, tiny_params, wait_until
+
+SUMMARY = "results/fold_0/summary.json"
+MAKE = [sys.executable, "workflow/scripts/make_dvc_yaml.py"]
+
+
+class Repository(Project):
+    """A git repository of its own with the project's files and tiny settings."""
+
+    def git(self, *arguments: str) -> str:
+        return run(["git", *arguments], self.folder)
+
+    def dvc(self, *arguments: str, ok: bool = True) -> str:
+        return run([sys.executable, "-m", "dvc", *arguments], self.folder, ok)
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "state")
+
+
+def repository(folder: Path, **changes: object) -> Repository:
+    """The files that git knows or would add, in a new repository."""
+    for name in run(["git", "ls-files", "-co", "--exclude-standard"], REPO).splitlines():
+        if (REPO / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPO / name, folder / name)
+    project = Repository(folder, folder / "Snakefile")
+    project.write({**tiny_params(), **changes})
+    run(MAKE, folder)
+    project.git("init", "--quiet")
+    project.git("config", "user.name", "Test")
+    project.git("config", "user.email", "test@example.org")
+    project.commit()
+    return project
+
+
+def ran(output: str) -> list[str]:
+    """The stages that a call of DVC ran."""
+    return [name.split("@")[0] for name in re.findall(r"Running stage '(.+)':", output)]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A repository after `dvc repro`; tests leave its settings and results as they were."""
+    project = repository(tmp_path_factory.mktemp("reproduced"), folds=[0])
+    everything = ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess"]
+    everything += ["train", "validate", "ensemble", "crossval", "predict"]
+    assert sorted(ran(project.dvc("repro"))) == sorted(everything)
+    return project
+
+
+def test_dvc_yaml_is_what_the_rules_say() -> None:
+    run([*MAKE, "--check"], REPO)
+
+
+def test_the_comparison_notices_a_difference(tmp_path: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy2(REPO / name, tmp_path)
+    make = [sys.executable, str(REPO / "workflow/scripts/make_dvc_yaml.py"), "--check"]
+    (tmp_path / "dvc.yaml").write_text((REPO / "dvc.yaml").read_text().replace("- train\n", "- train.epochs\n"))
+    assert "-    - train.epochs\n+    - train\n" in run(make, tmp_path, ok=False)
+
+
+def test_bad_settings_are_explained(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write({**tiny_params(), "folds": [7]})
+    output = run([sys.executable, str(REPO / "workflow/scripts/make_dvc_yaml.py")], tmp_path, ok=False)
+    assert "folds: 7 does not exist" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "dvc.yaml").exists()
+
+
+def test_a_stale_dvc_yaml_is_refused(reproduced: Repository) -> None:
+    """A list that DVC cannot follow makes the stage fail; it never passes an old result off as a new one."""
+    try:
+        reproduced.set("configurations", ["2d"])
+        for stage, option in (("ensemble@0", "--validations"), ("predict", "--models")):
+            output = reproduced.dvc("repro", "--single-item", stage, ok=False)
+            assert option in output
+            assert "run 'python workflow/scripts/make_dvc_yaml.py'" in output
+    finally:
+        reproduced.git("checkout", "params.yaml")
+        reproduced.dvc("checkout")
+    assert ran(reproduced.dvc("repro")) == []
+
+
+def test_a_second_call_runs_nothing(reproduced: Repository) -> None:
+    assert ran(reproduced.dvc("repro")) == []
+    assert "up to date" in reproduced.dvc("status")
+
+
+def test_runtime_settings_run_nothing(reproduced: Repository) -> None:
+    reproduced.set("runtime.prefetch", 1)
+    try:
+        assert ran(reproduced.dvc("repro")) == []
+    finally:
+        reproduced.git("checkout", "params.yaml")
+
+
+def test_an_experiment_and_the_way_back(reproduced: Repository) -> None:
+    """`-S` reaches training and summary; the old settings bring the old results back without any computation."""
+    before = (reproduced.folder / SUMMARY).read_text()
+    experiment = reproduced.dvc("exp", "run", "--set-param", "train.epochs=2", "--name", "shorter")
+    assert sorted(ran(experiment)) == ["crossval", "ensemble", "predict", "train", "validate"]
+    member = json.loads((reproduced.folder / SUMMARY).read_text())["members"]["3d_fullres"]
+    assert member["settings"]["train"]["epochs"] == 2
+    shown = json.loads(reproduced.dvc("metrics", "show", "--json"))
+    assert SUMMARY in shown[""]["data"]
+    assert "shorter" in reproduced.dvc("exp", "show", "--csv", "--only-changed")
+    reproduced.git("checkout", "params.yaml")
+    restored = reproduced.dvc("repro")
+    assert ran(restored) == []
+    assert "is cached" in restored
+    assert (reproduced.folder / SUMMARY).read_text() == before
+
+
+def test_the_checkpoint_is_chosen_from_the_command_line(reproduced: Repository) -> None:
+    output = reproduced.dvc("exp", "run", "--set-param", "validate.checkpoint=best")
+    assert sorted(ran(output)) == ["crossval", "ensemble", "predict", "validate"]
+    assert json.loads((reproduced.folder / SUMMARY).read_text())["checkpoint"] == "best"
+    reproduced.git("checkout", "params.yaml")
+    assert ran(reproduced.dvc("repro")) == []
+
+
+def test_a_killed_training_continues(tmp_path: Path, killed: list[int]) -> None:
+    project = repository(tmp_path, folds=[0])
+    project.set("train.epochs", 20)
+    target = ["repro", "train@3d_fullres-0"]
+    dvc = project.start([sys.executable, "-m", "dvc", *target])
+    killed.append(dvc.pid)
+    metrics = tmp_path / "results/3d_fullres/fold_0/state"
+    wait_until(lambda: any(len(path.read_text().splitlines()) > 3 for path in metrics.glob("*/metrics.csv")))
+    os.killpg(dvc.pid, signal.SIGKILL)
+    dvc.wait()
+    assert re.search(r"continues after epoch [1-9]", project.dvc(*target))
+
+
+def test_snakemake_accepts_what_dvc_made(reproduced: Repository) -> None:
+    """After `dvc repro` or `dvc checkout`, one call tells Snakemake that the files are current."""
+    reproduced.snakemake("--touch", "--forceall")
+    assert reproduced.planned() == {}
+    assert ran(reproduced.dvc("repro")) == []
+
+
+def test_dvc_accepts_what_snakemake_made(finished: Project, tmp_path: Path) -> None:
+    """After Snakemake, one call records its results; nothing runs again."""
+    project = repository(tmp_path)
+    for name in ("data", "results"):
+        shutil.copytree(finished.folder / name, tmp_path / name)
+    project.dvc("commit", "--force", "--quiet")
+    assert ran(project.dvc("repro")) == []
+    assert "up to date" in project.dvc("status")
