@@ -32,11 +32,12 @@ DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
     "check": ("data/image.py", "data/dataset.py", "data/check.py"),
     "fingerprint": ("data/image.py", "prepare/fingerprint.py"),
-    "plan": ("prepare/topology.py", "prepare/plan.py"),
+    "plan": ("prepare/spacing.py", "prepare/topology.py", "prepare/plan.py"),
     "splits": ("data/splits.py",),
     "preprocess": (
         "data/image.py",
         "prepare/fingerprint.py",
+        "prepare/spacing.py",
         "prepare/normalise.py",
         "prepare/resample.py",
         "prepare/preprocess.py",
@@ -44,7 +45,9 @@ DECIDING_MODULES = {
     ),
     "train": (
         "training/sampling.py",
+        "training/intensity.py",
         "training/augment.py",
+        "training/feed.py",
         "training/network.py",
         "training/loss.py",
         "training/schedule.py",
@@ -52,6 +55,7 @@ DECIDING_MODULES = {
     ),
     "validate": (
         "data/image.py",
+        "prepare/resample.py",
         "training/network.py",
         "inference/window.py",
         "inference/predict.py",
@@ -63,6 +67,7 @@ DECIDING_MODULES = {
     "crossval": ("evaluation/crossval.py",),
     "predict": (
         "data/image.py",
+        "prepare/spacing.py",
         "prepare/normalise.py",
         "prepare/resample.py",
         "prepare/preprocess.py",

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segpipe import digest
 from segpipe.data.dataset import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Overrides, Params
+from segpipe.prepare.spacing import Array, Numbers, axis_order, resampled_shape, target_spacing
 from segpipe.prepare.topology import CONVS_PER_STAGE, Topology, feature_map_size, features_per_stage, topology
 
 log = getLogger(__name__)
 
-ANISOTROPY = 3  # an axis is coarse when its spacing is more than this times the others
 FEATURES_BASE = 32
 REFERENCE_GB = 8
 REFERENCE_FEATURE_MAPS = {2: 85e6, 3: 560e6}  # values that fit into REFERENCE_GB, by number of axes ...
@@ -42,9 +41,6 @@ NORMALISATIONS = {
     "rescale_to_0_1": "rescale_to_0_1",
     "rgb_to_0_1": "rgb_to_0_1",
 }
-
-Array = NDArray[np.float64]
-Numbers = Sequence[float] | Array
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def plan_dataset(dataset: Dataset, gpu_memory_gb: float, overrides: Overrides) -> dict[str, Any]:
     """The plan: axis order and all configurations that the dataset allows."""
-    target_mm = target_spacing(dataset)
+    target_mm = target_spacing(dataset.spacings_mm, dataset.shapes)
     forward = axis_order(target_mm)
     planner = _Planner(dataset, gpu_memory_gb, overrides, forward)
     return {
@@ -136,31 +132,6 @@ def plan_dataset(dataset: Dataset, gpu_memory_gb: float, overrides: Overrides) -
         "transpose_backward": [forward.index(axis) for axis in range(3)],
         "configurations": {name: asdict(value) for name, value in planner.configurations(target_mm[forward]).items()},
     }
-
-
-def target_spacing(dataset: Dataset) -> Array:
-    """The median spacing; along a coarse axis with few slices the 10th percentile, so that fewer slices are lost."""
-    target: Array = np.median(dataset.spacings_mm, axis=0)
-    shape = np.median(dataset.shapes, axis=0)
-    worst = int(np.argmax(target))
-    others = [axis for axis in range(3) if axis != worst]
-    coarse = target[worst] > ANISOTROPY * target[others].max() and shape[worst] * ANISOTROPY < shape[others].min()
-    if coarse:
-        percentile = np.percentile(dataset.spacings_mm[:, worst], 10)
-        finest = target[others].max()
-        target[worst] = percentile if percentile >= finest else finest + 1e-5
-    return target
-
-
-def axis_order(target_mm: Array) -> list[int]:
-    """The axis with the largest spacing first, the others in the order of the files."""
-    worst = int(np.argmax(target_mm))
-    return [worst, *(axis for axis in range(3) if axis != worst)]
-
-
-def resampled_shape(shape: Numbers, spacing_mm: Numbers, target_mm: Numbers) -> list[int]:
-    """Voxels per axis after resampling."""
-    return [round(old / new * n) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True)]
 
 
 def normalisation(channel_name: str) -> str:

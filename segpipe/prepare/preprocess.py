@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from segpipe.prepare.fingerprint import bounding_box, nonzero_mask
 from segpipe.prepare.normalise import normalise
-from segpipe.prepare.plan import Configuration, resampled_shape
+from segpipe.prepare.plan import Configuration
 from segpipe.prepare.resample import resample_image, resample_label, separate_axis
+from segpipe.prepare.spacing import resampled_shape
 
 OUTSIDE = -1  # label of background voxels outside the nonzero region
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
-ANISOTROPY = 3  # above this ratio of spacings the coarse axis is resampled on its own, by nearest neighbour
+from segpipe.prepare.spacing import ANISOTROPY
 
 Image = NDArray[np.float32]
 Label = NDArray[np.int16]
