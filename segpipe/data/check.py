@@ -120,25 +120,27 @@ def _read(reader: Any, path: Path, problems: list[str]) -> Volume | None:
         return None
 
 
+def _channel_file_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
+    """Missing and extra files of a layout with one file per channel."""
+    folder = "imagesTr" if files.label else "imagesTs"
+    channels = range(len(description.channel_names))
+    expected = [f"{folder}/{case}_{channel:04d}{description.file_ending}" for channel in channels]
+    missing = [f"missing {path}" for path in expected if path not in files.images]
+    extra = [f"extra {path}" for path in files.images if path not in expected]
+    if missing or extra:
+        yield problem(
+            "wrong image files",
+            where=f"{root}, case {case}",
+            found="; ".join(missing + extra),
+            expected=f"{len(expected)} channel(s): {', '.join(expected)}",
+            cure="add or remove files, or correct channel_names in dataset.json",
+        )
+
+
 def _name_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
-    """Missing and extra files. A Decathlon case has one file for all channels, so only existence counts there."""
-    if (files.images and files.images[0].endswith(f"_0000{description.file_ending}")) or not files.images:
-        ending = description.file_ending
-        folder = "imagesTr" if files.label else "imagesTs"
-        expected = [f"{folder}/{case}_{channel:04d}{ending}" for channel in range(len(description.channel_names))]
-        if list(files.images) != expected:
-            missing, extra = (
-                sorted(set(expected) - set(files.images)),
-                sorted(set(files.images) - set(expected)),
-            )
-            found = "; ".join([f"missing {path}" for path in missing] + [f"extra {path}" for path in extra])
-            yield problem(
-                "wrong image files",
-                where=f"{root}, case {case}",
-                found=found,
-                expected=f"{len(expected)} channel(s): {', '.join(expected)}",
-                cure="add or remove files, or correct channel_names in dataset.json",
-            )
+    """Files that are missing, and files that belong to no channel."""
+    if description.one_file_per_channel:
+        yield from _channel_file_problems(root, case, files, description)
     for path in files.images:
         if not (root / path).is_file():
             yield problem(

@@ -35,6 +35,7 @@ class Description:
     channel_names: tuple[str, ...]
     labels: dict[str, int]
     file_ending: str
+    one_file_per_channel: bool
     training: dict[str, CaseFiles]
     test: dict[str, CaseFiles]
     n_training: int | None
@@ -145,6 +146,7 @@ def _nnunet(root: Path, content: dict[str, Any]) -> Description:
         _channel_names(content),
         _labels(root, content["labels"]),
         ending,
+        True,
         dict(_nnunet_cases(root, "imagesTr", "labelsTr", ending)),
         dict(_nnunet_cases(root, "imagesTs", None, ending)),
         content.get("numTraining"),
@@ -175,6 +177,7 @@ def _decathlon(root: Path, content: dict[str, Any]) -> Description:
         _channel_names(content),
         _labels(root, content["labels"]),
         ".nii.gz",
+        False,
         dict(sorted(training.items())),
         dict(sorted(test.items())),
         content.get("numTraining"),

@@ -40,11 +40,10 @@ class Model:
     dtype: torch.dtype
 
     def mirror_axes(self, wanted: bool) -> list[int]:
-        """The axes mirrored while training, where mirroring is wanted."""
-        axes = self.content["mirror_axes"]
-        n_axes = len(self.planned.patch_size)
-        trained = range(n_axes) if axes is None else [axis for axis in axes if axis < n_axes]
-        return list(trained) if wanted else []
+        """The axes mirrored while training, counted in the patch itself, where mirroring is wanted."""
+        axes, n_axes = self.content["mirror_axes"], len(self.planned.patch_size)
+        trained = [axis for axis in range(n_axes) if axes is None or axis + 3 - n_axes in axes]
+        return trained if wanted else []
 
 
 def load(paths: Sequence[Path], on: torch.device) -> Model:

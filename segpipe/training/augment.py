@@ -45,7 +45,7 @@ class Geometry:
     def of(cls, patch_size: Sequence[int], mirror_axes: Sequence[int] | None) -> "Geometry":
         """nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size, for a 2d or 3d patch.
 
-        mirror_axes : of the patch's own axes; None is all of them
+        mirror_axes : 0, 1, 2 for Z, Y, X, of which a 2d patch takes Y and X; None is all
         """
         n_axes = len(patch_size)
         dummy_2d = n_axes == 3 and max(patch_size) / patch_size[0] > DUMMY_2D_ABOVE
@@ -56,8 +56,7 @@ class Geometry:
         if dummy_2d:
             reach = (patch_size[0], *reach[1:])
         flat = (1,) * (3 - n_axes)
-        axes = range(n_axes) if mirror_axes is None else [axis for axis in mirror_axes if axis < n_axes]
-        mirrored = tuple(axis + 3 - n_axes for axis in axes)
+        mirrored = tuple(axis for axis in range(3 - n_axes, 3) if mirror_axes is None or axis in mirror_axes)
         return cls((*flat, *patch_size), (*flat, *reach), n_axes == 2 or dummy_2d, max_angle, mirrored)
 
 

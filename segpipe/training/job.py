@@ -189,7 +189,6 @@ class _Job:
             "plan": {**plan, "configurations": {self.store.configuration: asdict(self.store.planned)}},
             "labels": self.store.cases.labels,
             "channel_names": self.store.cases.channel_names,
-            # axes of the patch itself; a 2d patch has two
             "mirror_axes": self.settings.mirror_axes,
             "precision": str(self.dtype).removeprefix("torch."),
             "settings": section(self.params, "train"),
