@@ -6,16 +6,16 @@
 """
 
 import ast
+import contextlib
 import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ log = getLogger(__name__)
 
 FORMAT_VERSION = 1  # raised when files of an older version can no longer be read or mixed
 PACKAGE = Path(__file__).parent
+LEFTOVER_AFTER_S = 3600
 
 # The modules that decide each rule's result. An edit elsewhere never redoes the rule.
 DECIDING_MODULES = {
@@ -106,11 +107,10 @@ def _meaning(source: str) -> str:
     return ast.dump(tree)
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -120,18 +120,27 @@ def new_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; when the block ends well, it replaces `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp.", dir=path.parent))
+    temporary = _temporary(path)
+    temporary.mkdir()
     try:
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
-        temporary.chmod(0o755)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path`, after removing what a killed process left under such a name an hour ago or more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".*.tmp.{path.name}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AFTER_S:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp.{path.name}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -156,7 +165,7 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-@contextmanager
+@contextlib.contextmanager
 def exclusive(lock: Path, doing: str) -> Iterator[Callable[[str], None]]:
     """Hold `lock` for the block; yields a function that says there how far the work is.
 
