@@ -5,6 +5,7 @@ they are moved into the declared folders.
 """
 
 import os
+import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,8 +133,7 @@ def _assemble(work: _Validation, cases: list[str], content: dict[str, Any], out:
                 path = work.paths(case)[index]
                 os.replace(path, folder / path.name)
     digest.write_json(out / "summary.json", content)
-    for case in cases:
-        work.paths(case)[2].unlink()
+    shutil.rmtree(work.state)
 
 
 def _format(dice: float | None) -> str:

@@ -139,7 +139,8 @@ def _rotate(
     masks = (label == values.view(-1, 1, 1, 1)).float()
     both = _sample(torch.cat([image, masks]), geometry, matrix, centre)
     image, scores = both[: len(image)], both[len(image) :]
-    best = 1 - scores.sum(0)  # the weight of what lies outside the box
+    outside = 1 - scores.sum(0)
+    best = scores[values == PADDING_LABEL].sum(0) + outside  # padding, and what lies outside the box
     winner = torch.full_like(best, PADDING_LABEL, dtype=label.dtype)
     for value, score in zip(values, scores, strict=True):
         winner = torch.where(score > best, value, winner)

@@ -9,9 +9,10 @@ from segpipe import digest
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint at once."""
-    with digest.new_file(path) as temporary:
-        torch.save(content, temporary)
+    """Write a checkpoint at once; equal contents are equal files."""
+    # given a path, torch.save would write its temporary name into the file
+    with digest.new_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
