@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from logging import FileHandler, getLogger
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 import torch
@@ -119,7 +120,8 @@ class _Job:
             self.training.network.load_state_dict(content["network"])
             self.training.optimiser.load_state_dict(content["optimiser"])
             self.training.scaler.load_state_dict(content["scaler"])
-            self.training.rows = content["rows"]
+            # keys as the loop names them, the same objects: so a resume leaves no trace in the bytes of the final file
+            self.training.rows = [{intern(key): value for key, value in row.items()} for row in content["rows"]]
         done = len(self.training.rows)
         start = f"continues after epoch {done}" if done else "starts"
         precision = str(self.dtype).removeprefix("torch.")
