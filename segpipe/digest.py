@@ -124,13 +124,16 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; when the block ends well, it replaces `path`."""
     temporary = _temporary(path)
+    replaced = temporary.with_name(f".replaced{temporary.name}")
     temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            os.replace(path, replaced)  # not deleted in place: a kill would leave a part of it under its name
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:
