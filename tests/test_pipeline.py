@@ -9,9 +9,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPO, Project, tiny_params, wait_until
+from nibabel.nifti1 import Nifti1Image
 
 FOLD_0 = "results/fold_0/summary.json"
 MODEL = "results/3d_fullres/fold_0/checkpoint_final.pth"
@@ -117,6 +119,19 @@ def test_another_checkpoint_only_validates_and_what_follows(copy: Project) -> No
     assert (fold / "validation_best/summary.json").exists()
     copy.set("validate.checkpoint", "final")
     assert copy.planned(FOLD_0) == {"ensemble": 1}
+
+
+def test_two_configurations_are_ensembled_from_their_softmax(copy: Project) -> None:
+    copy.set("configurations", ["2d", "3d_fullres"])
+    copy.snakemake(FOLD_0)
+    results = copy.folder / "results"
+    assert sorted(read_json(results / "fold_0/summary.json")["members"]) == ["2d", "3d_fullres"]
+    for file in names(results / "fold_0/segmentations"):
+        case = file.removesuffix(".nii.gz")
+        members = results.glob(f"*/fold_0/validation_final/softmax/{case}.npz")
+        mean = np.mean([np.load(path)["probabilities"].astype(np.float32) for path in members], axis=0)
+        written = np.asarray(Nifti1Image.from_filename(results / "fold_0/segmentations" / file).dataobj)
+        assert np.array_equal(written.T, mean.argmax(0))
 
 
 def test_a_failed_fold_leaves_no_stale_result(copy: Project) -> None:
