@@ -36,7 +36,8 @@ def tiny_params() -> dict[str, Any]:
     )
     params["phantoms"].update(n_train=5, n_test=1)
     params["splits"].update(n_folds=2)
-    params["plan"]["overrides"].update(spacing_mm=[3.0] * 3, patch_size=[16] * 3, batch_size=2, features_base=4)
+    patches = {"2d": [16] * 2, "3d_fullres": [16] * 3}
+    params["plan"]["overrides"].update(spacing_mm=[3.0] * 3, patch_size=patches, batch_size=2, features_base=4)
     params["train"].update(epochs=3, iterations_per_epoch=2, val_iterations_per_epoch=1)
     params["validate"].update(step_size=1.0, mirroring=False)
     params["runtime"].update(device="cpu", threads=1)
