@@ -80,29 +80,28 @@ def read_label(path: Path) -> Volume:
     """
     nifti = _load(path)
     array = _channels_first(path, np.asanyarray(nifti.dataobj))
-    whole = np.rint(array) if array.dtype.kind == "f" else array
-    if array.dtype.kind == "f" and not np.array_equal(whole, array):
-        wrong = array[whole != array]
+    odd = array[~np.isfinite(array) | (np.rint(array) != array)] if array.dtype.kind == "f" else array[:0]
+    if odd.size:
         raise SegpipeError(
             problem(
                 "label values are not whole numbers",
                 where=path,
-                found=f"{wrong.flat[0]} and others",
+                found=f"{odd.flat[0]} and others",
                 expected="whole numbers",
                 cure="store the label map without interpolation or scaling",
             )
         )
-    if whole.size and not -(2**15) <= int(whole.min()) <= int(whole.max()) < 2**15:
+    if not -(2**15) <= int(array.min()) <= int(array.max()) < 2**15:
         raise SegpipeError(
             problem(
                 "label value out of range",
                 where=path,
-                found=f"{whole.min()} to {whole.max()}",
+                found=f"{array.min()} to {array.max()}",
                 expected="the values of dataset.json",
                 cure="correct the label map",
             )
         )
-    return _volume(nifti, whole.astype(np.int16))
+    return _volume(nifti, array.astype(np.int16))
 
 
 def write_label_like(path: Path, label: NDArray[np.integer], reference: Path) -> None:
@@ -171,6 +170,17 @@ def _load(path: Path) -> Nifti1Image:
                 found=nifti.get_data_dtype(),
                 expected="integers or floats",
                 cure="convert the file",
+            )
+        )
+    geometry = [*nifti.header.get_zooms()[:3], *nifti.affine.flat]
+    if not np.isfinite(geometry).all():
+        raise SegpipeError(
+            problem(
+                "the header gives no geometry",
+                where=path,
+                found="NaN or infinity in spacing or affine",
+                expected="finite numbers",
+                cure="correct the header",
             )
         )
     return nifti
