@@ -1,0 +1,192 @@
+"""Intensity transforms: batchgeneratorsv2's results for the same parameters, and nnU-Net's probabilities."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import kstest
+from tiny import DATA
+
+from segpipe.training import intensity
+from segpipe.training.sampling import generator
+
+ORACLE = np.load(DATA / "augment_oracle.npz")
+PATCH = torch.from_numpy(ORACLE["patch"])
+
+# the parameters of data/make_augment_oracle.py
+APPLIED = {
+    "blur": lambda x: intensity.apply_blur(x, [None, np.array([0.55, 0.75, 0.97])]),
+    "blur_2d": lambda x: intensity.apply_blur(x[:, :1], [None, np.array([0.62, 0.91])]),
+    "brightness": lambda x: intensity.apply_brightness(x, [0.8, 1.2]),
+    "contrast": lambda x: intensity.apply_contrast(x, [0.78, 1.24]),
+    "low_resolution": lambda x: intensity.apply_low_resolution(x, [None, 0.57], in_plane=False),
+    "low_resolution_in_plane": lambda x: intensity.apply_low_resolution(x, [None, 0.57], in_plane=True),
+    "gamma": lambda x: intensity.apply_gamma(x, [0.72, 1.43], invert=False),
+    "gamma_inverted": lambda x: intensity.apply_gamma(x, [0.72, 1.43], invert=True),
+}
+
+
+@pytest.mark.parametrize("name", APPLIED)
+def test_results_are_batchgeneratorsv2s(name):
+    before = PATCH.clone()
+    result = APPLIED[name](PATCH)
+    assert np.allclose(result, ORACLE[name], atol=2e-6)
+    assert torch.equal(PATCH, before)  # the input is left alone
+    assert not np.allclose(result[1], PATCH[1, : result.shape[1]], atol=1e-2)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.66, 0.67, 0.75, 0.99])
+def test_blur_is_a_gaussian_that_keeps_the_sum(sigma):
+    image = torch.zeros(1, 15, 15, 15)
+    image[0, 7, 7, 7] = 1
+    blurred = intensity.apply_blur(image, [np.full(3, sigma)])
+    assert blurred.sum() == pytest.approx(1, abs=1e-5)
+    assert np.allclose(blurred[0], gaussian_filter(image[0].numpy(), sigma, truncate=6), atol=0.01)
+    # as many taps as nnU-Net takes: 3 to 7
+    assert int((blurred[0, 7, 7] > 0).sum()) == {0.5: 3, 0.66: 5, 0.67: 5, 0.75: 5, 0.99: 7}[sigma]
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("gammas", [[0.7, 1.5], [1.0, 0.9]])
+def test_gamma_keeps_mean_and_deviation(invert, gammas):
+    bent = intensity.apply_gamma(PATCH, gammas, invert)
+    assert torch.allclose(bent.mean((1, 2, 3)), PATCH.mean((1, 2, 3)), atol=1e-5)
+    assert torch.allclose(bent.std((1, 2, 3)), PATCH.std((1, 2, 3)), atol=1e-5)
+    # a monotonous curve
+    assert torch.equal(bent[0].flatten().argsort(), PATCH[0].flatten().argsort())
+
+
+def test_gamma_above_one_darkens_the_middle_and_inverted_brightens_it():
+    ramp = torch.linspace(0, 1, 101).view(1, 101, 1, 1)
+    middle = [float(intensity.apply_gamma(ramp, [1.5], invert)[0, 50]) for invert in (False, True)]
+    assert middle[0] < 0.5 - 0.02
+    assert middle[1] > 0.5 + 0.02
+
+
+def test_factor_one_changes_nothing():
+    ones = [1.0, 1.0]
+    assert torch.equal(intensity.apply_brightness(PATCH, ones), PATCH)
+    assert torch.allclose(intensity.apply_contrast(PATCH, ones), PATCH, atol=1e-6)
+    assert torch.allclose(intensity.apply_gamma(PATCH, ones, invert=False), PATCH, atol=1e-5)
+    assert torch.allclose(intensity.apply_gamma(PATCH, ones, invert=True), PATCH, atol=1e-5)
+    assert torch.allclose(intensity.apply_low_resolution(PATCH, ones, in_plane=False), PATCH, atol=1e-6)
+
+
+def test_contrast_stays_within_the_channels_range():
+    stretched = intensity.apply_contrast(PATCH, [1.25, 1.25])
+    assert torch.equal(stretched.amin((1, 2, 3)), PATCH.amin((1, 2, 3)))
+    assert torch.equal(stretched.amax((1, 2, 3)), PATCH.amax((1, 2, 3)))
+    assert (stretched.std((1, 2, 3)) > PATCH.std((1, 2, 3))).all()
+
+
+def test_a_constant_channel_stays_finite():
+    constant = torch.full((1, 8, 8, 8), 3.0)
+    for apply in (lambda x: intensity.apply_gamma(x, [1.4], True), lambda x: intensity.apply_contrast(x, [1.2])):
+        assert torch.allclose(apply(constant), constant)
+
+
+def test_noise_has_its_deviation_and_is_decided_by_its_seed():
+    image = torch.zeros(2, 40, 40, 40)
+    noisy = intensity.apply_noise(image, (0.07, 5))
+    torch.manual_seed(99)
+    assert torch.equal(noisy, intensity.apply_noise(image, (0.07, 5)))
+    assert not torch.equal(noisy, intensity.apply_noise(image, (0.07, 6)))
+    assert noisy.std() == pytest.approx(0.07, rel=0.02)
+    assert abs(float(noisy.mean())) < 0.001
+    assert not torch.equal(noisy[0], noisy[1])
+
+
+# ---- draws -----------------------------------------------------------------------------------------------------------
+
+N = 4000
+DRAWN = [intensity.draw(generator(11, 0, step, 0), 2, 3) for step in range(N)]
+PROBABILITIES = {
+    "noise": 0.1,
+    "blur": 0.2,
+    "brightness": 0.15,
+    "contrast": 0.15,
+    "low_resolution": 0.25,
+    "inverted_gamma": 0.1,
+    "gamma": 0.3,
+}
+
+
+def likely(count, n, p):
+    return abs(count - n * p) < 4.5 * np.sqrt(n * p * (1 - p))
+
+
+def values(name):
+    return [drawn[name] for drawn in DRAWN if drawn[name] is not None]
+
+
+def test_every_transform_has_nnunets_probability():
+    assert set(DRAWN[0]) == set(PROBABILITIES)
+    for name, p in PROBABILITIES.items():
+        assert likely(len(values(name)), N, p), name
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("brightness", 0.75, 1.25), ("contrast", 0.75, 1.25), ("gamma", 0.7, 1.5), ("inverted_gamma", 0.7, 1.5)],
+)
+def test_factors_are_below_one_as_often_as_above(name, low, high):
+    factors = np.array(values(name))
+    assert factors.shape[1] == 2
+    assert (factors[:, 0] != factors[:, 1]).all()  # each channel has its own
+    below = factors[factors < 1]
+    assert likely(len(below), factors.size, 0.5)
+    assert kstest(below, "uniform", (low, 1 - low)).pvalue > 1e-3
+    assert kstest(factors[factors >= 1], "uniform", (1, high - 1)).pvalue > 1e-3
+
+
+def test_noise_blur_and_low_resolution_draws():
+    assert kstest([sigma for sigma, _ in values("noise")], "uniform", (0, 0.1)).pvalue > 1e-3
+    assert len({seed for _, seed in values("noise")}) == len(values("noise"))
+    channels = [channel for drawn in values("blur") for channel in drawn]
+    chosen = [channel for channel in channels if channel is not None]
+    assert likely(len(chosen), len(channels), 0.5)
+    assert all(channel.shape == (3,) for channel in chosen)
+    assert kstest(np.concatenate(chosen), "uniform", (0.5, 0.5)).pvalue > 1e-3
+    channels = [channel for drawn in values("low_resolution") for channel in drawn]
+    factors = [channel for channel in channels if channel is not None]
+    assert likely(len(factors), len(channels), 0.5)
+    assert kstest(factors, "uniform", (0.5, 0.5)).pvalue > 1e-3
+
+
+def test_transforms_happen_independently_of_each_other():
+    happened = {name: np.array([drawn[name] is not None for drawn in DRAWN]) for name in PROBABILITIES}
+    names = list(PROBABILITIES)
+    for i, first in enumerate(names):
+        for second in names[:i]:
+            both = happened[first] & happened[second]
+            assert likely(both.sum(), N, PROBABILITIES[first] * PROBABILITIES[second]), (first, second)
+
+
+def test_what_happens_does_not_shift_later_numbers():
+    """As many random numbers are taken either way: a transform that is left out changes no other."""
+    counts = set()
+    for step in range(50):
+        rng, numbers = generator(1, 0, step, 0), generator(1, 0, step, 0)
+        intensity.draw(rng, 2, 3)
+        after = rng.random()
+        counts.add(next(n for n in range(100) if numbers.random() == after))
+    assert len(counts) == 1
+
+
+# ---- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_transforms_are_applied_in_nnunets_order(monkeypatch):
+    order = []
+    for name in ("noise", "blur", "brightness", "contrast", "low_resolution"):
+        monkeypatch.setattr(intensity, f"apply_{name}", lambda image, *_, name=name, **__: order.append(name) or image)
+    monkeypatch.setattr(
+        intensity, "apply_gamma", lambda image, _, invert: order.append("inverted" if invert else "gamma") or image
+    )
+    everything = {name: [1.0] for name in PROBABILITIES}
+    intensity.apply(PATCH, everything, in_plane=False)
+    assert order == ["noise", "blur", "brightness", "contrast", "low_resolution", "inverted", "gamma"]
+
+
+def test_nothing_drawn_changes_nothing():
+    assert torch.equal(intensity.apply(PATCH, dict.fromkeys(PROBABILITIES), in_plane=False), PATCH)

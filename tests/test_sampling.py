@@ -1,0 +1,103 @@
+"""Which case and which box: pure draws with nnU-Net's distribution."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+from tiny import stored_case
+
+from segpipe.training.sampling import TRAINING, VALIDATION, draw_box, forced_foreground, generator
+
+
+def blank(*shape: int):
+    return stored_case(np.zeros((1, *shape)), np.zeros(shape, int))
+
+
+def test_numbers_depend_on_seed_stream_step_and_sample_and_on_nothing_else():
+    keys = [(7, TRAINING, step, sample) for step in (0, 1, 250) for sample in (0, 1)]
+    keys += [(8, TRAINING, 0, 0), (7, VALIDATION, 0, 0)]
+    forwards = {key: generator(*key).random(100).tolist() for key in keys}
+    backwards = {key: generator(*key).random(100).tolist() for key in reversed(keys)}
+    assert forwards == backwards
+    assert len({tuple(numbers) for numbers in forwards.values()}) == len(keys)
+
+
+def test_samples_never_share_numbers():
+    """Neighbouring counters are so far apart that no sample runs into the numbers of the next one."""
+    n = 50_000
+    streams = [generator(0, TRAINING, step, sample).random(n) for step in (0, 1) for sample in (0, 1)]
+    assert len(np.unique(np.concatenate(streams))) == 4 * n
+
+
+def nnunet_range(shape: int, size: int, margin: int) -> tuple[int, int]:
+    """First and last possible start of a box (nnUNetDataLoader.get_bbox, written down again)."""
+    pad = margin
+    if shape + pad < size:
+        pad = size - shape
+    return int(np.floor(-pad / 2)), shape + pad // 2 + pad % 2 - size
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "margin"),
+    [
+        ((20, 30, 25), (8, 10, 9), (0, 0, 0)),  # validation: patches inside the volume
+        ((20, 30, 25), (13, 16, 14), (5, 6, 5)),  # training: the box reaches out, the patch hardly
+        ((5, 8, 6), (13, 8, 9), (0, 0, 0)),  # smaller than the patch, evenly and oddly
+        ((5, 8, 6), (14, 13, 12), (4, 5, 3)),
+        ((1, 12, 12), (1, 8, 8), (0, 3, 4)),  # a slice
+    ],
+)
+def test_starts_are_nnunets(shape, size, margin):
+    draws, case = 6000, blank(*shape)
+    rng = generator(0, TRAINING, 0, 0)
+    starts = np.array([draw_box(rng, case, size, margin, force=False).start for _ in range(draws)])
+    for axis in range(3):
+        low, high = nnunet_range(shape[axis], size[axis], margin[axis])
+        counts = Counter(starts[:, axis].tolist())
+        assert set(counts) == set(range(low, high + 1))
+        assert chisquare([counts[start] for start in range(low, high + 1)]).pvalue > 1e-3 or high == low
+
+
+@pytest.mark.parametrize(
+    ("batch", "share", "forced"), [(2, 0.33, 1), (12, 0.33, 4), (3, 0.33, 1), (4, 0, 0), (4, 1, 4)]
+)
+def test_the_last_third_of_a_batch_is_forced(batch, share, forced):
+    expected = [False] * (batch - forced) + [True] * forced
+    assert [forced_foreground(sample, batch, share) for sample in range(batch)] == expected
+
+
+def organ_case():
+    """Class 1 fills a tenth of the volume, class 2 is one voxel at the border, class 3 a small block; 4 is absent."""
+    label = np.zeros((18, 20, 22), int)
+    label[:8, 3:18, 4:18] = 1
+    label[17, 0, 21] = 2
+    label[10:13, 10:12, 10:12] = 3
+    return stored_case(np.zeros((1, *label.shape)), label)
+
+
+def test_a_forced_box_is_centred_on_a_voxel_of_a_class_drawn_evenly():
+    case, size = organ_case(), (6, 7, 8)
+    # the box may start no lower than the volume, but may reach beyond its end
+    starts = {
+        value: np.maximum(np.stack(np.unravel_index(voxels, case.label.shape), 1) - np.array(size) // 2, 0)
+        for value, voxels in case.foreground.items()
+    }
+    rng, seen = generator(0, TRAINING, 0, 0), Counter()
+    for _ in range(1500):
+        box = draw_box(rng, case, size, (0, 0, 0), force=True)
+        centred = [value for value, possible in starts.items() if (possible == box.start).all(1).any()]
+        assert centred
+        inside = case.label[tuple(slice(a, a + n) for a, n in zip(box.start, size, strict=True))]
+        assert all((inside == value).any() for value in centred)
+        seen.update(centred)
+    counts = [seen[value] for value in (1, 2, 3)]
+    assert chisquare(counts).pvalue > 1e-3  # large classes are not drawn more often
+
+
+def test_a_forced_box_of_a_case_without_foreground_is_anywhere():
+    case, size = blank(20, 20, 20), (8, 8, 8)
+    free = [draw_box(generator(0, 0, step, 0), case, size, (0, 0, 0), force=False) for step in range(20)]
+    forced = [draw_box(generator(0, 0, step, 0), case, size, (0, 0, 0), force=True) for step in range(20)]
+    assert free == forced
+    assert len(set(forced)) > 10

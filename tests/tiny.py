@@ -1,0 +1,138 @@
+"""What the tests of training, inference and evaluation share: settings, a case in memory, five prepared phantoms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from segpipe.data import check, phantoms, splits
+from segpipe.data.dataset import Cases
+from segpipe.params import Params
+from segpipe.prepare import fingerprint, plan, store
+from segpipe.prepare.plan import Configuration
+from segpipe.prepare.store import Store, StoredCase, foreground_locations
+from segpipe.training import job
+
+TESTS = Path(__file__).parent
+DATA = TESTS / "data"
+
+SMALL = {
+    "dataset": "raw/Dataset000_Phantoms",
+    "folds": [0, 1],
+    "phantoms.n_train": 5,
+    "phantoms.n_test": 2,
+    "splits.n_folds": 2,
+    "plan.overrides": {"spacing_mm": [3.0] * 3, "patch_size": [16] * 3, "batch_size": 2, "features_base": 4},
+    "train.epochs": 3,
+    "train.iterations_per_epoch": 3,
+    "train.val_iterations_per_epoch": 2,
+    "train.precision": "off",
+    "validate.step_size": 1.0,
+    "validate.mirroring": False,
+    "runtime.device": "cpu",
+    "runtime.threads": 1,
+}
+
+
+def params(**changes: Any) -> Params:
+    """params.yaml of the project with small numbers; `changes` name settings as `train__epochs`."""
+    raw = yaml.safe_load((TESTS.parent / "params.yaml").read_text())
+    for key, value in {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}}.items():
+        *sections, name = key.split(".")
+        block = raw
+        for section in sections:
+            block = block[section]
+        block[name] = value
+    return Params.model_validate(raw)
+
+
+def planned(patch_size: Sequence[int] = (8, 8, 8), **changes: Any) -> Configuration:
+    """A configuration of three stages and a few channels."""
+    n = len(patch_size)
+    defaults: dict[str, Any] = {
+        "spacing_mm": [1.0] * n,
+        "patch_size": list(patch_size),
+        "batch_size": 2,
+        "median_shape": [20.0] * n,
+        "features_per_stage": [4, 8, 16],
+        "kernel_sizes": [[3] * n] * 3,
+        "strides": [[1] * n, [2] * n, [2] * n],
+        "n_conv_per_stage": [2] * 3,
+        "n_conv_per_stage_decoder": [2] * 2,
+        "normalisation": ["zscore"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "reasons": [],
+    }
+    return Configuration(**{**defaults, **changes})
+
+
+def stored_case(image: NDArray[np.floating], label: NDArray[np.integer]) -> StoredCase:
+    """A case in memory, with the foreground index that preprocessing would store."""
+    label = label.astype(np.int16)
+    locations = foreground_locations(label)
+    classes = {int(value): locations[locations[:, 0] == value, 1] for value in np.unique(locations[:, 0])}
+    return StoredCase(image.astype(np.float32), label, classes)
+
+
+def random_case(shape: Sequence[int], n_channels: int = 1, seed: int = 0) -> StoredCase:
+    """Noise with blocks of the labels -1 to 3."""
+    rng = np.random.default_rng(seed)
+    label = np.kron(rng.integers(-1, 4, [-(-n // 4) for n in shape]), np.ones((4, 4, 4), int))
+    return stored_case(rng.normal(size=(n_channels, *shape)), label[tuple(slice(n) for n in shape)])
+
+
+def wave(*shape: int, seed: float = 1.0) -> torch.Tensor:
+    """Numbers between -1 and 1 that every machine and version computes alike (also in data/make_*_oracle.py)."""
+    n = int(np.prod(shape))
+    return torch.from_numpy(np.sin(np.arange(n, dtype=np.float64) * 1.7 * seed + seed)).float().view(shape)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Preprocessed phantoms and what else a training takes."""
+
+    root: Path
+    store: Store
+    splits: Path
+
+    @property
+    def cases(self) -> Cases:
+        return self.store.cases
+
+
+def prepare(folder: Path, settings: Params, configuration: str = "3d_fullres") -> Prepared:
+    """All rules up to preprocessing, in a folder."""
+    root, prepared = folder / settings.dataset, folder / "prepared"
+    if not root.exists():
+        phantoms.generate(root, settings.phantoms)
+    check.check(root, prepared / "cases.json", settings.check, settings.splits.n_folds)
+    cases = Cases.read(prepared / "cases.json", root)
+    fingerprint.extract(cases, prepared / "fingerprint.json", settings.runtime)
+    plan.write(cases, prepared / "fingerprint.json", settings, prepared / "plan.json")
+    splits.write(cases, settings.splits, prepared / "splits.json")
+    manifest = prepared / configuration / "manifest.json"
+    store.build(cases, prepared / "plan.json", configuration, manifest, settings.runtime)
+    opened = store.ensure(cases, prepared / "plan.json", manifest, settings.runtime)
+    return Prepared(folder, opened, prepared / "splits.json")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Five phantoms, preprocessed at 3 mm. Only for tests that change nothing."""
+    return prepare(tmp_path_factory.mktemp("phantoms"), params())
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Prepared) -> Path:
+    """The files of both folds, trained without interruption: fold_0 and fold_1. Only for tests that change nothing."""
+    out = prepared.root / "results/3d_fullres"
+    for fold in ("0", "1"):
+        job.train(prepared.store, prepared.splits, fold, out / f"fold_{fold}", params())
+    return out
