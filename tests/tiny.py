@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from segpipe.params import Params
 from segpipe.prepare import fingerprint, plan, store
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import Store, StoredCase, foreground_locations
-from segpipe.training import job
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -121,18 +119,3 @@ def prepare(folder: Path, settings: Params, configuration: str = "3d_fullres") -
     store.build(cases, prepared / "plan.json", configuration, manifest, settings.runtime)
     opened = store.ensure(cases, prepared / "plan.json", manifest, settings.runtime)
     return Prepared(folder, opened, prepared / "splits.json")
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Five phantoms, preprocessed at 3 mm. Only for tests that change nothing."""
-    return prepare(tmp_path_factory.mktemp("phantoms"), params())
-
-
-@pytest.fixture(scope="session")
-def trained(prepared: Prepared) -> Path:
-    """The files of both folds, trained without interruption: fold_0 and fold_1. Only for tests that change nothing."""
-    out = prepared.root / "results/3d_fullres"
-    for fold in ("0", "1"):
-        job.train(prepared.store, prepared.splits, fold, out / f"fold_{fold}", params())
-    return out
