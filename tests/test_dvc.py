@@ -158,6 +158,6 @@ def test_dvc_accepts_what_snakemake_made(finished: Project, tmp_path: Path) -> N
     project = repository(tmp_path)
     for name in ("data", "results"):
         shutil.copytree(finished.folder / name, tmp_path / name)
-    project.dvc("commit", "--force", "--quiet")
+    project.dvc("exp", "save", "--force", "--name", "made-by-snakemake")
     assert ran(project.dvc("repro")) == []
     assert "up to date" in project.dvc("status")

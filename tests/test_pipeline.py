@@ -55,6 +55,14 @@ def test_without_test_images_nothing_is_predicted(fresh: Project) -> None:
     assert "predict" not in fresh.planned()
 
 
+def test_fewer_phantoms_leave_none_of_the_others_behind(fresh: Project) -> None:
+    cases = "data/preprocessed/Dataset000_Phantoms/cases.json"
+    for n_train in (6, 5):
+        fresh.set("phantoms.n_train", n_train)
+        fresh.snakemake(cases)
+        assert len(read_json(fresh.folder / cases)["training"]) == n_train
+
+
 def test_a_dataset_of_ones_own_is_listed_not_generated(finished: Project, fresh: Project) -> None:
     raw = fresh.folder / "elsewhere/Dataset007_Own"
     shutil.copytree(finished.folder / "data/raw/Dataset000_Phantoms", raw)

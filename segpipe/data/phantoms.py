@@ -33,22 +33,21 @@ def files(settings: Phantoms) -> list[str]:
 
 
 def generate(folder: Path, settings: Phantoms) -> None:
-    """Write the dataset; the same seed gives the same files. dataset.json comes last, so it marks a whole dataset."""
-    for index in range(settings.n_train + settings.n_test):
-        image, label, affine = phantom(np.random.default_rng([settings.seed, index]))
-        kind = "Tr" if index < settings.n_train else "Ts"
-        _write(folder / f"images{kind}/{_case(index)}_0000{ENDING}", image, affine)
-        if kind == "Tr":
-            _write(folder / f"labelsTr/{_case(index)}{ENDING}", label, affine)
-    digest.write_json(
-        folder / "dataset.json",
-        {
+    """Write the dataset in place of an earlier one; the same seed gives the same files."""
+    with digest.new_folder(folder) as new:
+        for index in range(settings.n_train + settings.n_test):
+            image, label, affine = phantom(np.random.default_rng([settings.seed, index]))
+            kind = "Tr" if index < settings.n_train else "Ts"
+            _write(new / f"images{kind}/{_case(index)}_0000{ENDING}", image, affine)
+            if kind == "Tr":
+                _write(new / f"labelsTr/{_case(index)}{ENDING}", label, affine)
+        description = {
             "channel_names": {"0": "MRI"},
             "labels": LABELS,
             "numTraining": settings.n_train,
             "file_ending": ENDING,
-        },
-    )
+        }
+        digest.write_json(new / "dataset.json", description)
 
 
 def phantom(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8], Array]:
