@@ -10,7 +10,7 @@ from tiny import params, planned, random_case
 
 from segpipe.training.feed import Feed, ahead
 
-pytest_plugins = ["fixtures"]
+pytest_plugins = ["phantom_fixtures"]
 
 
 class Cases(SimpleNamespace):
