@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 REPO = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("SEGPIPE_TEST_DATA", REPO / "../shared/data"))
+UPRIGHT = np.eye(3)
 OBLIQUE = Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix()
 SHAPE = (9, 8, 7)
 
@@ -26,7 +27,7 @@ def real_data(name: str) -> Path:
     return REAL_DATA / name
 
 
-def affine(spacing_mm: Sequence[float] = (1, 1, 1), rotation: ArrayLike = np.eye(3)) -> NDArray[np.float64]:
+def affine(spacing_mm: Sequence[float] = (1, 1, 1), rotation: ArrayLike = UPRIGHT) -> NDArray[np.float64]:
     """(4, 4); spacing in the order of the file, (X, Y, Z)."""
     matrix = np.eye(4)
     matrix[:3, :3] = np.asarray(rotation) * spacing_mm
@@ -38,7 +39,7 @@ def nifti(
     path: Path,
     array: ArrayLike,
     spacing_mm: Sequence[float] = (1, 1, 1),
-    rotation: ArrayLike = np.eye(3),
+    rotation: ArrayLike = UPRIGHT,
     kind: type[Nifti1Image] = Nifti1Image,
 ) -> Path:
     """Write an array (X, Y[, Z[, C]]) as a NIfTI file."""

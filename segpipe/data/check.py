@@ -92,22 +92,23 @@ def _check_case(
 ) -> tuple[dict[str, Any], list[str]]:
     """What cases.json says of one case, and what is wrong with it."""
     problems = list(_name_problems(root, case, files, description))
+    names_fit = not problems
+    images = {path: _read(read_image, root / path, problems) for path in files.images}
+    label = {files.label: _read(read_label, root / files.label, problems)} if files.label else {}
+    volumes = {path: volume for path, volume in {**images, **label}.items() if volume}
+    if names_fit and volumes.keys() >= images.keys():
+        problems += _channel_problems(root, [volumes[path] for path in images], files, description)
+    problems += _grid_problems(root, volumes, settings)
+    if files.label in volumes:
+        problems += _label_problems(root / files.label, volumes[files.label], description)
     if problems:
         return {}, problems
-    images = [_read(read_image, root / path, problems) for path in files.images]
-    label = _read(read_label, root / files.label, problems) if files.label else None
-    volumes = [volume for volume in [*images, label] if volume]
-    problems += _channel_problems(root, files, images, description)
-    problems += _grid_problems(root, files, volumes, settings)
-    if label and not problems:
-        problems += _label_problems(root, files, label, description)
-    if problems:
-        return {}, problems
+    first = volumes[files.images[0]]
     return {
         "images": {path: digest.of_file(root / path) for path in files.images},
         "label": {files.label: digest.of_file(root / files.label)} if files.label else None,
-        "shape": list(volumes[0].shape),
-        "spacing_mm": list(volumes[0].spacing_mm),
+        "shape": list(first.shape),
+        "spacing_mm": list(first.spacing_mm),
     }, []
 
 
@@ -120,8 +121,10 @@ def _read(reader: Any, path: Path, problems: list[str]) -> Volume | None:
         return None
 
 
-def _channel_file_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
-    """Missing and extra files of a layout with one file per channel."""
+def _name_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
+    """Missing and extra files of a layout with one file per channel. Files that are listed are missed when read."""
+    if not description.one_file_per_channel:
+        return
     folder = "imagesTr" if files.label else "imagesTs"
     channels = range(len(description.channel_names))
     expected = [f"{folder}/{case}_{channel:04d}{description.file_ending}" for channel in channels]
@@ -137,34 +140,9 @@ def _channel_file_problems(root: Path, case: str, files: CaseFiles, description:
         )
 
 
-def _name_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
-    """Files that are missing, and files that belong to no channel."""
-    if description.one_file_per_channel:
-        yield from _channel_file_problems(root, case, files, description)
-    for path in files.images:
-        if not (root / path).is_file():
-            yield problem(
-                "missing image",
-                where=root / path,
-                found="no such file",
-                expected="the image of a listed case",
-                cure="add the file, or remove the case from dataset.json",
-            )
-    if files.label and not (root / files.label).is_file():
-        yield problem(
-            "missing label",
-            where=root / files.label,
-            found="no such file",
-            expected=f"the label of {case}",
-            cure="add the label, or move the image to imagesTs",
-        )
-
-
-def _channel_problems(
-    root: Path, files: CaseFiles, images: list[Volume | None], description: Description
-) -> Iterator[str]:
-    found = sum(len(volume.array) for volume in images if volume)
-    if None not in images and found != len(description.channel_names):
+def _channel_problems(root: Path, images: list[Volume], files: CaseFiles, description: Description) -> Iterator[str]:
+    found = sum(len(image.array) for image in images)
+    if found != len(description.channel_names):
         yield problem(
             "wrong number of channels",
             where=root / files.images[0],
@@ -174,24 +152,24 @@ def _channel_problems(
         )
 
 
-def _grid_problems(root: Path, files: CaseFiles, volumes: list[Volume], settings: Check) -> Iterator[str]:
-    paths = [*files.images, files.label]
-    for path, volume in zip(paths[1:], volumes[1:], strict=False):
-        first = volumes[0]
+def _grid_problems(root: Path, volumes: dict[str, Volume], settings: Check) -> Iterator[str]:
+    """Where the files of a case differ from the first of them."""
+    for path, volume in list(volumes.items())[1:]:
+        reference, first = next(iter(volumes.items()))
         if volume.shape != first.shape:
             yield problem(
                 "shapes differ",
-                where=root / str(path),
+                where=root / path,
                 found=f"{volume.shape} voxels (Z, Y, X)",
-                expected=f"{first.shape} as {paths[0]}",
+                expected=f"{first.shape} as {reference}",
                 cure="resample it onto the image's grid",
             )
         elif not np.allclose(volume.spacing_mm, first.spacing_mm, rtol=1e-3):
             yield problem(
                 "spacings differ",
-                where=root / str(path),
+                where=root / path,
                 found=f"{_mm(volume)} mm (Z, Y, X)",
-                expected=f"{_mm(first)} as {paths[0]}",
+                expected=f"{_mm(first)} as {reference}",
                 cure="correct the header",
             )
         else:
@@ -199,8 +177,8 @@ def _grid_problems(root: Path, files: CaseFiles, volumes: list[Volume], settings
             if distance > settings.geometry_tolerance_mm:
                 yield problem(
                     "geometries differ",
-                    where=root / str(path),
-                    found=f"a corner lies {distance:.3g} mm off {paths[0]}",
+                    where=root / path,
+                    found=f"a corner lies {distance:.3g} mm off {reference}",
                     expected=f"at most {settings.geometry_tolerance_mm} mm",
                     cure="correct the header, or raise check.geometry_tolerance_mm if the voxels do match",
                 )
@@ -210,12 +188,12 @@ def _mm(volume: Volume) -> str:
     return " x ".join(f"{edge:.4g}" for edge in volume.spacing_mm)
 
 
-def _label_problems(root: Path, files: CaseFiles, label: Volume, description: Description) -> Iterator[str]:
+def _label_problems(path: Path, label: Volume, description: Description) -> Iterator[str]:
     unknown = sorted(set(np.unique(label.array).tolist()) - set(description.labels.values()))
     if len(label.array) != 1:
         yield problem(
             "label with several channels",
-            where=root / str(files.label),
+            where=path,
             found=len(label.array),
             expected=1,
             cure="store one label map",
@@ -223,7 +201,7 @@ def _label_problems(root: Path, files: CaseFiles, label: Volume, description: De
     elif unknown:
         yield problem(
             "unknown label values",
-            where=root / str(files.label),
+            where=path,
             found=", ".join(map(str, unknown)),
             expected=", ".join(f"{value} ({name})" for name, value in description.labels.items()),
             cure="correct the label map, or add the class to dataset.json",

@@ -67,6 +67,7 @@ def _read_dataset_json(path: Path) -> dict[str, Any]:
         raise SegpipeError(
             problem("dataset.json is not JSON", where=path, found=error, expected="valid JSON", cure="correct it")
         ) from None
+    content = content if isinstance(content, dict) else {}
     keys = [("channel_names", "modality"), ("labels",)]
     missing = [" or ".join(names) for names in keys if not any(isinstance(content.get(name), dict) for name in names)]
     raise_all(
@@ -85,9 +86,20 @@ def _read_dataset_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _channel_names(content: dict[str, Any]) -> tuple[str, ...]:
-    names = content.get("channel_names") or content["modality"]
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+def _channel_names(root: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    names = content.get("channel_names") or content.get("modality", {})
+    numbers = [str(number) for number in range(len(names))]
+    if not names or set(names) != set(numbers):
+        raise SegpipeError(
+            problem(
+                "channels are not numbered",
+                where=f"{root / 'dataset.json'}: channel_names",
+                found=", ".join(names) or "none",
+                expected='"0", "1", ... as in the file names',
+                cure="number the channels from 0",
+            )
+        )
+    return tuple(str(names[number]) for number in numbers)
 
 
 def _labels(root: Path, labels: dict[str, Any]) -> dict[str, int]:
@@ -106,14 +118,14 @@ def _labels(root: Path, labels: dict[str, Any]) -> dict[str, int]:
                 cure="give every class one value",
             )
         )
-    values = {name: int(value) for name, value in labels.items()}
-    if sorted(values.values()) != list(range(len(values))) or len(values) < 2:
+    values = {name: int(value) for name, value in labels.items() if re.fullmatch(r"\d+", str(value))}
+    if sorted(values.values()) != list(range(len(labels))) or len(labels) < 2:
         raise SegpipeError(
             problem(
                 "label values are not consecutive",
                 where=where,
-                found=sorted(values.values()),
-                expected=f"0 (background), 1, ..., {max(len(values) - 1, 1)}",
+                found=", ".join(map(str, labels.values())) or "nothing",
+                expected=f"0 (background), 1, ..., {max(len(labels) - 1, 1)}",
                 cure="renumber the classes in dataset.json and in the label files",
             )
         )
@@ -143,7 +155,7 @@ def _nnunet(root: Path, content: dict[str, Any]) -> Description:
             )
         )
     return Description(
-        _channel_names(content),
+        _channel_names(root, content),
         _labels(root, content["labels"]),
         ending,
         True,
@@ -157,8 +169,8 @@ def _nnunet_cases(root: Path, images: str, labels: str | None, ending: str) -> I
     channels: dict[str, list[str]] = {}
     for name in _files(root / images):
         match = re.fullmatch(r"(.+)_\d{4}" + re.escape(ending), name)
-        # a name that does not fit is a case of its own, which `check` reports with the names it should have
-        channels.setdefault(match[1] if match else name, []).append(f"{images}/{name}")
+        # a name without channel number is a case that `check` reports with the names that its files should have
+        channels.setdefault(match[1] if match else name.removesuffix(ending), []).append(f"{images}/{name}")
     if labels:
         for name in _files(root / labels):
             channels.setdefault(name.removesuffix(ending), [])
@@ -168,13 +180,24 @@ def _nnunet_cases(root: Path, images: str, labels: str | None, ending: str) -> I
 
 def _decathlon(root: Path, content: dict[str, Any]) -> Description:
     """A Decathlon task: dataset.json lists the files; an image with several channels is 4D."""
-    training = {
-        _id(item["image"]): CaseFiles((_relative(item["image"]),), _relative(item["label"]))
-        for item in content["training"]
-    }
-    test = {_id(item): CaseFiles((_relative(item),), None) for item in content.get("test", [])}
+    try:
+        training = {
+            _id(item["image"]): CaseFiles((_relative(item["image"]),), _relative(item["label"]))
+            for item in content["training"]
+        }
+        test = {_id(item): CaseFiles((_relative(item),), None) for item in content.get("test", [])}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SegpipeError(
+            problem(
+                "the lists of files are malformed",
+                where=f"{root / 'dataset.json'}: training and test",
+                found=f"{type(error).__name__}: {error}",
+                expected='"training": [{"image": "...", "label": "..."}, ...], "test": ["...", ...]',
+                cure="correct the lists",
+            )
+        ) from None
     return Description(
-        _channel_names(content),
+        _channel_names(root, content),
         _labels(root, content["labels"]),
         ".nii.gz",
         False,
