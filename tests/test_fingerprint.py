@@ -1,0 +1,189 @@
+"""The fingerprint: cropping, and statistics that weigh each case the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+from volumes import nifti, nnunet_dataset, numbered
+
+from segpipe import digest
+from segpipe.data import check
+from segpipe.data.dataset import Cases
+from segpipe.params import Check, Runtime
+from segpipe.prepare import fingerprint
+from segpipe.prepare.fingerprint import bounding_box, channel_statistics, nonzero_mask
+
+RUNTIME = Runtime(device="cpu", threads=1, prefetch=1)
+
+
+# cropping
+
+
+def hollow_box() -> NDArray[np.float32]:
+    """(1, Z, Y, X): a shell of ones with an empty inside, one voxel thick."""
+    image = np.zeros((1, 9, 10, 11), np.float32)
+    image[0, 2:7, 3:9, 4:10] = 1
+    image[0, 3:6, 4:8, 5:9] = 0
+    return image
+
+
+def test_holes_belong_to_the_mask() -> None:
+    mask = nonzero_mask(hollow_box())
+    assert mask[2:7, 3:9, 4:10].all()
+    assert mask.sum() == 5 * 6 * 6
+    assert mask[4, 5, 6]  # in the hole
+    assert not mask[1].any()
+
+
+def test_a_cave_that_is_open_to_the_outside_does_not() -> None:
+    image = hollow_box()
+    image[0, 2, 5, 6] = 0
+    assert not nonzero_mask(image)[4, 5, 6]
+
+
+def test_holes_are_closed_in_three_dimensions() -> None:
+    """A tunnel along one axis is a hole of every slice, but no hole of the volume."""
+    image = np.ones((1, 5, 5, 5), np.float32)
+    image[0, :, 2, 2] = 0
+    assert not nonzero_mask(image)[:, 2, 2].any()
+    assert all(binary_fill_holes(slice_).all() for slice_ in image[0] != 0)
+
+
+def test_any_channel_counts() -> None:
+    image = np.zeros((2, 4, 5, 6), np.float32)
+    image[0, 1, 1, 1], image[1, 3, 2, 4] = -5, 1e-30
+    mask = nonzero_mask(image)
+    assert np.argwhere(mask).tolist() == [[1, 1, 1], [3, 2, 4]]
+    assert bounding_box(mask) == (slice(1, 4), slice(1, 3), slice(1, 5))
+
+
+def test_an_empty_image_is_not_cropped() -> None:
+    assert bounding_box(np.zeros((4, 5, 6), bool)) == (slice(0, 4), slice(0, 5), slice(0, 6))
+
+
+# weighted statistics
+
+
+def naive(cases: list[NDArray[np.float32]], n_draws: int = 400_000) -> dict[str, float]:
+    """nnU-Net's definition: draw the same number from each case, with replacement, and pool the draws."""
+    rng = np.random.default_rng(0)
+    pooled = np.concatenate([rng.choice(case, n_draws) for case in cases]).astype(np.float64)
+    low, median, high = np.percentile(pooled, [0.5, 50, 99.5])
+    quantiles = {"percentile_00_5": low, "median": median, "percentile_99_5": high}
+    return {"mean": pooled.mean(), "std": pooled.std(), "min": pooled.min(), "max": pooled.max(), **quantiles}
+
+
+def weighted(cases: list[NDArray[np.float32]]) -> dict[str, float]:
+    weights = [np.full(len(case), 1 / len(case)) for case in cases]
+    return channel_statistics(np.concatenate(cases), np.concatenate(weights))
+
+
+def foreground(seed: int, n: int, mean: float, std: float) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(mean, std, n).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [foreground(1, 5000, 100, 10)],
+        [foreground(1, 20_000, 100, 10), foreground(2, 500, 200, 30), foreground(3, 3000, -50, 5)],
+        [foreground(1, 50, 0, 3), foreground(2, 30_000, 2, 3)],
+        [np.repeat(np.float32([1, 2, 3]), 1000), np.float32([7]), np.float32([2, 2.5])],
+    ],
+)
+def test_statistics_are_what_an_equal_draw_per_case_estimates(cases: list[NDArray[np.float32]]) -> None:
+    found, expected = weighted(cases), naive(cases)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=0.02 * expected["std"]), name
+
+
+def test_weights_matter() -> None:
+    cases = [foreground(1, 20_000, 100, 10), foreground(2, 500, 200, 10)]
+    assert weighted(cases)["mean"] == pytest.approx(150, abs=1)
+    assert np.concatenate(cases).mean() == pytest.approx(102, abs=1)
+
+
+def test_equal_weights_give_the_plain_statistics() -> None:
+    values = foreground(1, 10_001, 100, 10)
+    found = channel_statistics(values, np.ones(len(values)))
+    assert found["mean"] == pytest.approx(values.astype(np.float64).mean(), rel=1e-6)
+    assert found["std"] == pytest.approx(values.astype(np.float64).std(), rel=1e-5)
+    assert found["median"] == np.median(values)
+
+
+def test_without_foreground_all_is_zero() -> None:
+    assert set(channel_statistics(np.ones(0, np.float32), np.ones(0)).values()) == {0.0}
+
+
+# the whole file
+
+
+def dataset(folder: Path, images: list[NDArray[Any]], labels: list[NDArray[Any]]) -> Cases:
+    """Two channels: the images, and the images plus 1000."""
+    root = nnunet_dataset(folder / "Dataset001_Small", n_train=0, n_test=0, channels=["T1", "T2"])
+    for case, image, label in zip("abcdef", images, labels, strict=False):
+        for channel in range(2):
+            nifti(root / f"imagesTr/{case}_000{channel}.nii.gz", image + 1000 * channel * (image != 0), (1, 2, 3))
+        nifti(root / f"labelsTr/{case}.nii.gz", label, (1, 2, 3))
+    description = digest.read_json(root / "dataset.json") | {"numTraining": len(images)}
+    digest.write_json(root / "dataset.json", description | {"channel_names": numbered(["T1", "T2"])})
+    check.check(root, folder / "cases.json", Check(geometry_tolerance_mm=0.1), 1)
+    return Cases.read(folder / "cases.json", root)
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    """Case a: full; b: half of it is empty; c: no foreground."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(50, 150, (8, 6, 4)).astype(np.float32) for _ in "abc"]
+    labels = [np.zeros((8, 6, 4), np.uint8) for _ in "abc"]
+    images[1][4:] = 0
+    labels[0][2:7, 1:5] = 1
+    labels[1][1:3, 1:3, 2] = 2
+    cases = dataset(tmp_path, images, labels)
+    fingerprint.extract(cases, tmp_path / "fingerprint.json", RUNTIME)
+    found: dict[str, Any] = digest.read_json(tmp_path / "fingerprint.json")
+    inside = [image[label > 0] for image, label in zip(images, labels, strict=True)][:2]
+    found["expected"] = {"0": weighted(inside), "1": weighted([values + 1000 for values in inside])}
+    return found
+
+
+def test_spacings_and_shapes_after_cropping(content: dict[str, Any]) -> None:
+    assert content["cases"] == {
+        "a": {"spacing_mm": [3, 2, 1], "shape_after_crop": [4, 6, 8]},
+        "b": {"spacing_mm": [3, 2, 1], "shape_after_crop": [4, 6, 4]},
+        "c": {"spacing_mm": [3, 2, 1], "shape_after_crop": [4, 6, 8]},
+    }
+    assert content["median_relative_size_after_cropping"] == 1
+
+
+def test_intensities_are_of_the_foreground_of_cases_that_have_any(content: dict[str, Any]) -> None:
+    assert content["channels"].keys() == {"0", "1"}
+    for channel, expected in content["expected"].items():
+        assert content["channels"][channel] == pytest.approx(expected)
+
+
+def test_a_dataset_without_foreground(tmp_path: Path) -> None:
+    cases = dataset(tmp_path, [np.ones((5, 4, 3), np.float32)] * 2, [np.zeros((5, 4, 3), np.uint8)] * 2)
+    fingerprint.extract(cases, tmp_path / "fingerprint.json", RUNTIME)
+    assert set(digest.read_json(tmp_path / "fingerprint.json")["channels"]["1"].values()) == {0.0}
+
+
+def test_large_cases_are_subsampled_to_the_same_voxels_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.random.default_rng(0).normal(100, 10, (30, 20, 10)).astype(np.float32)
+    cases = dataset(tmp_path, [image], [np.ones(image.shape, np.uint8)])
+    first, second = (fingerprint.analyse(cases, "a", 500).intensities for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (2, 500)
+    assert len(np.unique(first[0])) > 450  # drawn without replacement
+    np.testing.assert_allclose(first[1], first[0] + 1000, atol=1e-3)  # the channels at the same places
+    assert np.isin(first[0], image).all()
+    monkeypatch.setattr(fingerprint, "FOREGROUND_VOXELS", 500)
+    fingerprint.extract(cases, tmp_path / "fingerprint.json", RUNTIME)
+    assert digest.read_json(tmp_path / "fingerprint.json")["channels"]["0"]["max"] == first[0].max()
