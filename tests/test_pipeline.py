@@ -168,6 +168,17 @@ def test_every_result_goes_when_its_input_went(copy: Project) -> None:
     assert list((copy.folder / "results").rglob("state/*/latest.pth"))
 
 
+def test_results_without_their_inputs_are_left_alone(copy: Project) -> None:
+    """Somebody else's results, copied without data and state, survive a failure of the check."""
+    for name in ("data/preprocessed", ".snakemake"):
+        shutil.rmtree(copy.folder / name)
+    (copy.folder / "data/raw/Dataset000_Phantoms/labelsTr/phantom_000.nii.gz").write_text("broken")
+    copy.set("splits.n_folds", 9)
+    copy.snakemake("data/preprocessed/Dataset000_Phantoms/splits.json", ok=False)
+    assert (copy.folder / FOLD_0).exists()
+    assert (copy.folder / MODEL).exists()
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A longer training that nobody disturbed."""

@@ -3,17 +3,23 @@ import itertools
 import shutil
 
 
-def drop_dangling():
-    """Remove results whose inputs are gone, and in turn what was made of those.
+def drop_dangling(there_at_start):
+    """Remove results whose inputs went during this run, and in turn what was made of those.
 
     A failed job loses its outputs, but Snakemake has already noted its new inputs and settings. With a result further
     down still there, the next run would say "Nothing to be done" and leave the old model's numbers (snakemake #1978).
+    Results that came without their inputs, copied or restored, are left alone.
     """
     for inputs, outputs in jobs():
-        if not all(os.path.exists(file) for file in inputs):
+        if any(file in there_at_start and not os.path.exists(file) for file in inputs):
             for file in filter(os.path.exists, outputs):
                 print(f"removed, what it was made of is gone: {file}", file=sys.stderr)
                 shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)
+
+
+def existing_inputs():
+    """What is there now of all that any job reads."""
+    return {file for inputs, _ in jobs() for file in inputs if os.path.exists(file)}
 
 
 def jobs():
