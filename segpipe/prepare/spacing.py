@@ -35,5 +35,5 @@ def axis_order(target_mm: Array) -> list[int]:
 
 
 def resampled_shape(shape: Numbers, spacing_mm: Numbers, target_mm: Numbers) -> list[int]:
-    """Voxels per axis after resampling."""
-    return [round(old / new * n) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True)]
+    """Voxels per axis after resampling, at least one."""
+    return [max(1, round(old / new * n)) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True)]
