@@ -1,0 +1,106 @@
+"""From logits to the file's grid: nnU-Net's results, crop and transposition undone, what is saved."""
+
+import numpy as np
+import pytest
+from skimage.transform import resize
+from tiny import DATA, wave
+
+from segpipe.inference import export
+from segpipe.prepare.preprocess import Grid
+
+ORACLE = np.load(DATA / "core_oracle.npz")
+# file shape, crop in the plan's order, file spacing, network's spacing, transposition: as data/make_core_oracle.py
+EXPORTS = {
+    "isotropic": ((9, 12, 10), ((1, 9), (2, 11), (0, 10)), (2.0, 1.0, 1.5), (1.4, 1.4, 1.4), (0, 1, 2)),
+    "coarse": ((6, 12, 10), ((1, 6), (0, 12), (1, 10)), (6.0, 1.0, 1.2), (5.0, 1.3, 1.3), (0, 1, 2)),
+    "turned": ((10, 12, 6), ((0, 5), (1, 10), (2, 12)), (1.2, 1.0, 6.0), (5.0, 1.3, 1.3), (2, 0, 1)),
+}
+
+
+def grid_of(shape, crop, spacing, target, forward):
+    turned = [tuple(values[axis] for axis in forward) for values in (shape, spacing)]
+    return Grid(turned[0], crop, turned[1], target, tuple(int(axis) for axis in np.argsort(forward)))
+
+
+def logits_of(grid, n_classes=3):
+    sizes = zip(grid.cropped_shape, grid.spacing_mm, grid.target_mm, strict=True)
+    return 3 * wave(n_classes, *(round(n * a / b) for n, a, b in sizes), seed=0.37).numpy()
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_probabilities_and_segmentation_are_nnunets(name):
+    grid = grid_of(*EXPORTS[name])
+    probabilities = export.to_file_grid(logits_of(grid), grid)
+    expected = ORACLE[f"export_{name}_probabilities"]
+    assert probabilities.shape == expected.shape == (3, *EXPORTS[name][0])
+    assert np.allclose(probabilities, expected, atol=2e-6)
+    assert np.array_equal(export.segmentation(probabilities), ORACLE[f"export_{name}_segmentation"])
+
+
+def test_against_skimage_where_all_axes_are_alike():
+    grid = grid_of(*EXPORTS["isotropic"])
+    logits = logits_of(grid)
+    inside = [resize(one.astype(float), grid.cropped_shape, 1, mode="edge", anti_aliasing=False) for one in logits]
+    powers = np.exp(np.stack(inside))
+    crop = tuple(slice(*side) for side in grid.crop)
+    assert np.allclose(export.to_file_grid(logits, grid)[:, *crop], powers / powers.sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_constant_logits_fill_the_crop_and_nothing_else(name):
+    grid = grid_of(*EXPORTS[name])
+    logits = np.zeros_like(logits_of(grid))
+    logits[2] = 9
+    result = export.segmentation(export.to_file_grid(logits, grid))
+    expected = np.zeros(grid.shape, int)
+    expected[tuple(slice(*side) for side in grid.crop)] = 2
+    assert np.array_equal(result, expected.transpose(grid.transpose_backward))
+    assert result.dtype == np.uint8
+
+
+def test_outside_the_crop_the_background_is_certain():
+    grid = grid_of(*EXPORTS["turned"])
+    probabilities = export.to_file_grid(logits_of(grid), grid)
+    outside = np.ones(grid.shape, bool)
+    outside[tuple(slice(*side) for side in grid.crop)] = False
+    outside = outside.transpose(grid.transpose_backward)
+    assert (probabilities[0][outside] == 1).all()
+    assert not probabilities[1:, outside].any()
+    assert np.allclose(probabilities.sum(0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("forward", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+def test_every_voxel_returns_to_its_place(forward):
+    """Without resampling: a different class at every corner of an asymmetric volume."""
+    file_label = np.random.default_rng(0).integers(0, 3, (4, 5, 6))
+    turned = file_label.transpose(forward)
+    logits = 20 * (turned == np.arange(3).reshape(-1, 1, 1, 1)).astype(np.float32)
+    backward = tuple(int(axis) for axis in np.argsort(forward))
+    grid = Grid(turned.shape, tuple((0, n) for n in turned.shape), (1.0,) * 3, (1.0,) * 3, backward)
+    assert np.array_equal(export.segmentation(export.to_file_grid(logits, grid)), file_label)
+
+
+def test_softmax_of_huge_logits_is_finite():
+    logits = np.array([1e4, -1e4, 1e4, 0], np.float32).reshape(4, 1, 1, 1)
+    assert export.softmax(logits).ravel() == pytest.approx([0.5, 0, 0.5, 0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_saved_softmax_is_what_numpy_and_nnunet_read(tmp_path, dtype):
+    grid = grid_of(*EXPORTS["coarse"])
+    probabilities = export.to_file_grid(logits_of(grid), grid)
+    path = tmp_path / "softmax/case.npz"
+    export.save_softmax(path, probabilities, dtype)
+    with np.load(path, allow_pickle=False) as content:
+        assert list(content) == ["probabilities"]
+        stored = content["probabilities"]
+    assert stored.dtype == dtype
+    assert stored.shape == (3, *EXPORTS["coarse"][0])
+    assert np.allclose(stored.astype(np.float32), probabilities, atol=1e-3 if dtype == "float16" else 0)
+    assert np.allclose(stored.astype(np.float32).sum(0), 1, atol=2e-3)
+    assert np.array_equal(export.load_softmax(path), stored)
+    # the order is kept: half precision rounds, but never turns two classes round
+    top = np.sort(probabilities, 0)
+    clear = top[-1] - top[-2] > 1e-3
+    assert np.array_equal(export.segmentation(stored)[clear], export.segmentation(probabilities)[clear])
+    assert [file.name for file in path.parent.iterdir()] == ["case.npz"]

@@ -1,0 +1,188 @@
+"""Sliding-window prediction: nnU-Net's tiles and weights, exact blending, mirroring, several networks."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tiny import DATA, planned, wave
+from torch import nn
+
+from segpipe.inference import window
+from segpipe.inference.window import importance, mirrorings, predict_logits, tile_starts
+from segpipe.training.network import build
+
+ORACLE = np.load(DATA / "core_oracle.npz")
+STARTS = [name.removeprefix("starts_") for name in ORACLE if name.startswith("starts_")]
+
+
+class Same(nn.Module):
+    """Returns its input."""
+
+    def forward(self, x):
+        return x
+
+
+class Weighted(nn.Module):
+    """The input times one number per voxel of the tile: no symmetry, so that tiles and mirrors differ."""
+
+    def __init__(self, patch, seed=0):
+        super().__init__()
+        self.factors = torch.rand(patch, generator=torch.Generator().manual_seed(seed)) + 0.5
+
+    def forward(self, x):
+        return x * self.factors
+
+
+def predict(networks, image, patch, mirror=(), step=0.5, dtype=torch.float32):
+    return predict_logits(networks, image, patch, mirror, step, dtype)
+
+
+# ---- tiles and weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_tiles_are_nnunets(name):
+    size, edge, step = name.split("_")
+    assert tile_starts(int(size), int(edge), float(step)) == ORACLE[f"starts_{name}"].tolist()
+
+
+@pytest.mark.parametrize("step", [0.3, 0.5, 1.0])
+def test_tiles_cover_everything_and_stay_inside(step):
+    for edge in (4, 7, 16):
+        for size in range(edge, 50):
+            starts = tile_starts(size, edge, step)
+            assert starts[0] == 0
+            assert starts[-1] == size - edge
+            assert all(0 < b - a <= np.ceil(edge * step) for a, b in pairwise(starts))
+
+
+def test_weights_are_nnunets_gaussian():
+    weights = importance((8, 12, 16)).numpy()
+    assert np.allclose(weights[3:6], ORACLE["gaussian"], rtol=1e-6)
+    assert np.unravel_index(weights.argmax(), weights.shape) == (4, 6, 8)
+    assert weights.max() == 1
+
+
+@pytest.mark.parametrize("patch", [(128, 128, 128), (1, 512, 512), (20, 320, 256), (4, 4, 4)])
+def test_no_weight_is_zero(patch):
+    weights = importance(patch)
+    assert weights.min() > 0
+    assert (1 / weights).isfinite().all()
+
+
+def test_mirrorings_are_all_combinations():
+    assert mirrorings(()) == [()]
+    assert set(mirrorings((0, 1, 2))) == {(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)}
+    assert len(mirrorings((0, 1, 2))) == 8
+    assert mirrorings((0, 1)) == [(), (0,), (1,), (0, 1)]
+
+
+# ---- blending --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (21, 13, 8), (5, 30, 3), (1, 1, 1), (9, 8, 17)])
+@pytest.mark.parametrize("mirror", [(), (0, 1, 2), (1,)])
+@pytest.mark.parametrize("step", [0.5, 1.0])
+def test_a_network_that_returns_its_input_gives_the_image_back(shape, mirror, step):
+    image = wave(2, *shape)
+    assert torch.allclose(predict([Same()], image, (8, 8, 8), mirror, step), image, atol=1e-5)
+
+
+def plain(network, image, patch, step):
+    """Tile by tile in float64, the weights from the definition; the case is padded evenly, more at the end."""
+    missing = [max(p - n, 0) for n, p in zip(image.shape[1:], patch, strict=True)]
+    before = [m // 2 for m in missing]
+    padded = np.pad(image.numpy(), [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))])
+    distances = np.meshgrid(*[((np.arange(p) - p // 2) / (p / 8)) ** 2 for p in patch], indexing="ij")
+    weights = np.exp(-sum(distances) / 2)
+    total, norm = np.zeros(padded.shape), np.zeros(padded.shape)
+    starts = [tile_starts(n, p, step) for n, p in zip(padded.shape[1:], patch, strict=True)]
+    for z in starts[0]:
+        for y in starts[1]:
+            for x in starts[2]:
+                tile = np.s_[:, z : z + patch[0], y : y + patch[1], x : x + patch[2]]
+                total[tile] += weights * network(torch.from_numpy(padded[tile])[None])[0].numpy()
+                norm[tile] += weights
+    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
+    return (total / norm)[:, *inside]
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 10), (19, 12, 25), (5, 17, 4)])
+@pytest.mark.parametrize("step", [0.5, 0.75])
+def test_tiles_are_blended_as_written_down_plainly(shape, step):
+    patch = (8, 12, 10)
+    network, image = Weighted(patch), wave(2, *shape)
+    assert np.allclose(predict([network], image, patch, (), step), plain(network, image, patch, step), atol=1e-5)
+
+
+def test_mirrored_versions_are_averaged_after_turning_back():
+    patch = (8, 8, 8)
+    network, image = Weighted(patch), wave(1, *patch)
+    for mirror in ((0,), (2,), (0, 1), (0, 1, 2)):
+        versions = [
+            network(image[None].flip([axis + 2 for axis in flip]))[0].flip([axis + 1 for axis in flip])
+            for flip in mirrorings(mirror)
+        ]
+        expected = torch.stack(versions).mean(0)
+        assert torch.allclose(predict([network], image, patch, mirror), expected, atol=1e-5)
+        assert not torch.allclose(predict([network], image, patch), expected, atol=1e-2)
+
+
+def test_several_networks_are_averaged():
+    patch, image = (8, 8, 8), wave(1, 13, 9, 20)
+    first, second = Weighted(patch, 1), Weighted(patch, 2)
+    alone = [predict([network], image, patch, (0, 1)) for network in (first, second)]
+    assert torch.allclose(predict([first, second], image, patch, (0, 1)), (alone[0] + alone[1]) / 2, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("budget", [1, 8**3 * 3, 2**30])
+def test_how_many_tiles_go_together_changes_nothing(monkeypatch, budget):
+    network, image = build(1, 3, planned(), 0).eval(), wave(1, 13, 9, 20)
+    expected = predict([network], image, (8, 8, 8), (0, 2))
+    monkeypatch.setattr(window, "VOXELS_PER_FORWARD", {"cpu": budget})
+    assert torch.allclose(predict([network], image, (8, 8, 8), (0, 2)), expected, atol=1e-5)
+
+
+# ---- 2d --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_2d_network_predicts_slice_by_slice():
+    plan = planned([8, 12])
+    network = build(2, 3, plan, 0).eval()
+    image = wave(2, 5, 11, 20)
+    together = predict([network], image, plan.patch_size, (0, 1))
+    assert together.shape == (3, 5, 11, 20)
+    for z in range(5):
+        alone = predict([network], image[:, z : z + 1], plan.patch_size, (0, 1))
+        assert torch.allclose(together[:, z : z + 1], alone, atol=1e-5)
+    with torch.no_grad():
+        one_tile = predict([network], image[:, 2:3, :8, :12], plan.patch_size)
+        assert torch.allclose(one_tile[:, 0], network(image[None, :, 2, :8, :12])[0], atol=1e-5)
+
+
+def test_2d_mirrors_rows_and_columns():
+    patch = (6, 8)
+    network, image = Weighted(patch), wave(1, 1, *patch)
+    rows, columns = ((network(image[:, 0].flip(axis)).flip(axis) + network(image[:, 0])) / 2 for axis in (1, 2))
+    assert torch.allclose(predict([network], image, patch, (0,))[:, 0], rows, atol=1e-5)
+    assert torch.allclose(predict([network], image, patch, (1,))[:, 0], columns, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), (4, 6, 9), (2, 30, 8)])
+def test_2d_gives_the_image_back_too(shape):
+    image = wave(1, *shape)
+    assert torch.allclose(predict([Same()], image, (8, 8), (0, 1)), image, atol=1e-5)
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_is_computed_and_summed_in_float32():
+    network, image = build(1, 3, planned(), 0).eval(), wave(1, 12, 12, 12)
+    full = predict([network], image, (8, 8, 8), (0,))
+    half = predict([network], image, (8, 8, 8), (0,), dtype=torch.bfloat16)
+    assert full.dtype == half.dtype == torch.float32
+    assert not torch.equal(full, half)
+    assert float((full - half).abs().mean()) < 0.02
