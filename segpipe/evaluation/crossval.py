@@ -42,7 +42,8 @@ def gather(paths: list[Path], out: Path) -> None:
         "versions": summary.versions(),
     }
     digest.write_json(out, content)
-    log.info("cross-validation: mean foreground Dice %.4f over %d cases", content["foreground_mean"]["Dice"], len(rows))
+    dice = summary.readable(content["foreground_mean"]["Dice"])
+    log.info("cross-validation: mean foreground Dice over %d cases: %s", len(rows), dice)
 
 
 def _same(folds: dict[Path, dict[str, Any]]) -> None:

@@ -32,6 +32,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def readable(dice: float | None) -> str:
+    """A Dice value for a message."""
+    return "does not exist" if dice is None else f"{dice:.4f}"
+
+
 def versions() -> dict[str, str]:
     """What the numbers were computed with."""
     packages = {name: version(name) for name in ("segpipe", "torch", "numpy", "scipy")}

@@ -53,9 +53,8 @@ def ensemble(cases: Cases, folders: list[Path], out: Path, params: Params) -> No
                 with ThreadPoolExecutor(params.runtime.threads or os.cpu_count()) as pool:
                     rows = list(pool.map(lambda name: _average(cases, members, name, folder, out), members[0].cases))
         digest.write_json(out, _summary(members, rows))
-    log.info(
-        "fold %s: mean foreground Dice %s", members[0].summary["fold"], summary.tables(rows)["foreground_mean"]["Dice"]
-    )
+    dice = summary.readable(summary.tables(rows)["foreground_mean"]["Dice"])
+    log.info("fold %s: mean foreground Dice %s", members[0].summary["fold"], dice)
 
 
 def mean_softmax(paths: Sequence[Path]) -> NDArray[np.float32]:

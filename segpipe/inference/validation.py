@@ -71,7 +71,7 @@ def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, 
         _predict(work, model, missing, lambda n: report(f"{title}, {n} of {len(missing)} cases done"))
         content = _summary(work, model, fold, fold_name, out)
         _assemble(work, fold["val"], content, out)
-    log.info("%s: mean foreground Dice %s", title, _format(content["foreground_mean"]["Dice"]))
+    log.info("%s: mean foreground Dice %s", title, summary.readable(content["foreground_mean"]["Dice"]))
 
 
 def how(params: Params) -> str:
@@ -134,7 +134,3 @@ def _assemble(work: _Validation, cases: list[str], content: dict[str, Any], out:
                 os.replace(path, folder / path.name)
     digest.write_json(out / "summary.json", content)
     shutil.rmtree(work.state)
-
-
-def _format(dice: float | None) -> str:
-    return "does not exist" if dice is None else f"{dice:.4f}"
