@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# moved by hand: the numbers of a training depend on it
+TORCH := 2.13.0
 
 check_python = $(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { echo \
 	"This needs Python 3.11 or newer with venv, and '$(PYTHON)' is not that. On Debian or Ubuntu: sudo apt install" \
@@ -27,7 +29,7 @@ lock: ## newest versions that pyproject.toml allows, into requirements.lock and 
 	@$(check_python)
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable ".[dev]"
+	$(BIN)/python -m pip install --editable ".[dev]" torch==$(TORCH)
 	@# no local versions (+cpu) and nothing that only a GPU build of torch brings: the file has to hold on any machine
 	echo "# What runs and tests the project, exactly. 'make lock' renews it from pyproject.toml." > requirements.lock
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed 's/+.*//' \
