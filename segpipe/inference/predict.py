@@ -70,7 +70,9 @@ def load(paths: Sequence[Path], on: torch.device) -> Model:
         network = PlainConvUNet(len(content["channel_names"]), len(content["labels"]), planned)
         network.load_state_dict(content.pop("network"))
         networks.append(network.to(on).eval())
-    return Model(networks, first, planned, on, device.precision(first["settings"]["precision"], on))
+    trained_with = first["settings"]["precision"]
+    usable = "auto" if trained_with == "fp16" and on.type != "cuda" else trained_with
+    return Model(networks, first, planned, on, device.precision(usable, on))
 
 
 def probabilities(model: Model, prepared: Prepared, settings: Validate) -> NDArray[np.float32]:

@@ -1,0 +1,182 @@
+"""Loading models and predicting imagesTs."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from tiny import params, planned
+
+from segpipe import digest
+from segpipe.data import image
+from segpipe.errors import SegpipeError
+from segpipe.inference import export, predict
+from segpipe.inference.window import predict_logits
+from segpipe.prepare.preprocess import preprocess
+from segpipe.training import checkpoint
+from segpipe.training.network import PlainConvUNet, build
+
+pytest_plugins = ["phantom_fixtures"]
+
+CPU = torch.device("cpu")
+
+
+def models_of(trained):
+    return [trained / f"fold_{fold}/checkpoint_final.pth" for fold in (0, 1)]
+
+
+def changed(source, target, **changes):
+    checkpoint.save(target, {**checkpoint.load(source), **changes})
+    return target
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_holds_one_network_per_fold_ready_to_predict(trained):
+    model = predict.load(models_of(trained), CPU)
+    assert model.dtype == torch.float32
+    assert model.planned.patch_size == [16, 16, 16]
+    for network, path in zip(model.networks, models_of(trained), strict=True):
+        assert not network.training
+        stored = checkpoint.load(path)["network"]
+        assert all(torch.equal(value, stored[key]) for key, value in network.state_dict().items())
+
+
+def test_folds_of_different_trainings_are_refused(trained, tmp_path):
+    first, second = models_of(trained)
+    other = changed(second, tmp_path / "other.pth", settings_digest="0123456789abcdef")
+    with pytest.raises(SegpipeError, match=r"different settings.*\n.*other\.pth\n.*0123456789abcdef"):
+        predict.load([first, other], CPU)
+
+
+@pytest.mark.parametrize(
+    ("patch", "trained_axes", "axes"),
+    [
+        ([8, 8, 8], None, [0, 1, 2]),
+        ([8, 8, 8], [0, 2], [0, 2]),
+        ([8, 8, 8], [], []),
+        ([8, 8], None, [0, 1]),
+        ([8, 8], [1, 2], [0, 1]),
+        ([8, 8], [0, 2], [1]),
+    ],
+)
+def test_mirror_axes_are_those_of_the_training(patch, trained_axes, axes):
+    model = predict.Model([], {"mirror_axes": trained_axes}, planned(patch), CPU, torch.float32)
+    assert model.mirror_axes(True) == axes
+    assert model.mirror_axes(False) == []
+
+
+@pytest.mark.parametrize(("trained_with", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_is_that_of_the_training(trained, tmp_path, trained_with, dtype):
+    source = models_of(trained)[0]
+    settings = {**checkpoint.load(source)["settings"], "precision": trained_with}
+    assert predict.load([changed(source, tmp_path / "model.pth", settings=settings)], CPU).dtype == dtype
+
+
+def test_a_model_trained_with_fp16_predicts_without_cuda(trained, tmp_path):
+    source = models_of(trained)[0]
+    settings = {**checkpoint.load(source)["settings"], "precision": "fp16"}
+    model = predict.load([changed(source, tmp_path / "model.pth", settings=settings)], CPU)
+    assert model.dtype in (torch.float32, torch.bfloat16)
+
+
+# ---- imagesTs --------------------------------------------------------------------------------------------------------
+
+
+def logits_of(paths, prepared_case, settings, mirror):
+    content = [checkpoint.load(path) for path in paths]
+    networks = []
+    for one in content:
+        plan = one["plan"]["configurations"][one["configuration"]]
+        network = PlainConvUNet(1, 4, planned(**plan)).eval()
+        network.load_state_dict(one["network"])
+        networks.append(network)
+    array = torch.from_numpy(prepared_case.image)
+    return predict_logits(networks, array, plan["patch_size"], mirror, settings.step_size, torch.float32).numpy()
+
+
+@pytest.fixture(scope="module")
+def flat(prepared, trained, tmp_path_factory):
+    """A 2d model for the same cases, untrained: a second configuration."""
+    plan = planned([16, 16], spacing_mm=[3.0, 3.0])
+    content = checkpoint.load(models_of(trained)[0])
+    return changed(
+        models_of(trained)[0],
+        tmp_path_factory.mktemp("flat") / "checkpoint_final.pth",
+        configuration="2d",
+        settings_digest="another",
+        plan={**content["plan"], "configurations": {"2d": asdict(plan)}},
+        network=build(1, 4, plan, 0).state_dict(),
+    )
+
+
+def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared, trained, flat, tmp_path):
+    cases, settings = prepared.cases, params(validate__mirroring=True)
+    paths = [*models_of(trained), flat]
+    predict.predict_dataset(cases, paths, tmp_path / "predictions", settings)
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        f"{case}.nii.gz" for case in cases.test
+    ]
+    assert len(cases.test) == 2
+    for case in cases.test:
+        volume, total = cases.read_image(case), 0
+        for group, mirror in ((models_of(trained), (0, 1, 2)), ([flat], (0, 1))):
+            model = predict.load(group, CPU)
+            one = preprocess(volume.array, None, volume.spacing_mm, model.content["plan"], model.planned)
+            total = total + export.to_file_grid(logits_of(group, one, settings.validate_, mirror), one.grid)
+        top = np.sort(total, 0)
+        clear = top[-1] - top[-2] > 1e-4
+        result = image.read_label(tmp_path / f"predictions/{case}.nii.gz").array[0]
+        assert clear.mean() > 0.99
+        assert np.array_equal(result[clear], total.argmax(0)[clear])
+
+
+def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, tmp_path, monkeypatch):
+    cases, out = prepared.cases, tmp_path / "out/predictions"
+    predicted, original = [], predict.probabilities
+
+    def counting(model, one, settings):
+        if len(predicted) == stop_at:
+            raise KeyboardInterrupt
+        predicted.append(one.grid.shape)
+        return original(model, one, settings)
+
+    monkeypatch.setattr(predict, "probabilities", counting)
+    stop_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict_dataset(cases, models_of(trained), out, params())
+    assert not out.exists()
+    stop_at = None
+    predict.predict_dataset(cases, models_of(trained), out, params())
+    assert len(predicted) == 2  # one before, one after
+    resumed = {path.name: path.read_bytes() for path in out.iterdir()}
+    # with other models nothing is taken over
+    predict.predict_dataset(cases, models_of(trained)[:1], out, params())
+    assert len(predicted) == 4
+    assert {path.name: path.read_bytes() for path in out.iterdir()} != resumed
+    predict.predict_dataset(cases, models_of(trained), tmp_path / "again/predictions", params())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again/predictions").iterdir()} == resumed
+
+
+def test_an_image_that_changed_is_predicted_again(prepared, trained, tmp_path, monkeypatch):
+    """The case that was done before the interruption is replaced by another image."""
+    cases, out = prepared.cases, tmp_path / "out/predictions"
+    predicted, write = [], image.write_label_like
+    monkeypatch.setattr(
+        image, "write_label_like", lambda path, *rest: predicted.append(path.name) or write(path, *rest)
+    )
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(digest, "new_folder", interrupted)
+        predict.predict_dataset(cases, models_of(trained), out, params())
+    first = cases.test[0]
+    monkeypatch.setattr(type(cases), "identity", lambda self, case: "new" if case == first else IDENTITY(self, case))
+    predict.predict_dataset(cases, models_of(trained), out, params())
+    assert predicted == [f"{case}.nii.gz" for case in [*cases.test, first]]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+IDENTITY = predict.Cases.identity

@@ -1,0 +1,238 @@
+"""Validation of one fold: what is predicted and scored, and what survives an interruption."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from tiny import params
+
+from segpipe import digest
+from segpipe.data import image, splits
+from segpipe.evaluation.metrics import case_metrics
+from segpipe.inference import export, predict, validation
+from segpipe.inference.window import predict_logits
+from segpipe.training import checkpoint
+from segpipe.training.network import PlainConvUNet
+
+pytest_plugins = ["phantom_fixtures"]
+
+
+@pytest.fixture
+def _here(tmp_path, monkeypatch):
+    """Relative output paths, as the workflow's."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def validated(prepared, trained, tmp_path_factory):
+    """Fold 0, validated with its final checkpoint. Only for tests that change nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("validated"))
+        out = Path("fold_0/validation_final")
+        validate(prepared, trained, out)
+        return out.resolve()
+
+
+def validate(prepared, trained, out, kind="final", **changes):
+    model = trained / f"fold_0/checkpoint_{kind}.pth"
+    validation.validate(prepared.store, prepared.splits, "0", model, out, params(**changes))
+
+
+def val_cases(prepared):
+    return splits.read(prepared.splits, "0")["val"]
+
+
+def count_predictions(monkeypatch, stop_at=None):
+    """The shapes of predicted cases; the n-th prediction is interrupted."""
+    predicted, original = [], predict.probabilities
+
+    def counting(model, prepared, settings):
+        if len(predicted) == stop_at:
+            raise KeyboardInterrupt
+        predicted.append(prepared.grid.shape)
+        return original(model, prepared, settings)
+
+    monkeypatch.setattr(predict, "probabilities", counting)
+    return predicted
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_validation_case_is_predicted_by_the_checkpoint(prepared, trained, validated):
+    """Softmax and segmentation, recomputed from the checkpoint's own content."""
+    content = checkpoint.load(trained / "fold_0/checkpoint_final.pth")
+    network = PlainConvUNet(1, 4, prepared.store.planned).eval()
+    network.load_state_dict(content["network"])
+    cases = val_cases(prepared)
+    assert len(cases) == 3
+    for folder, ending in (("segmentations", ".nii.gz"), ("softmax", ".npz")):
+        assert sorted(path.name for path in (validated / folder).iterdir()) == [f"{case}{ending}" for case in cases]
+    for case in cases:
+        stored = prepared.store.read(case)
+        logits = predict_logits([network], torch.from_numpy(stored.image), [16] * 3, (), 1.0, torch.float32)
+        expected = export.to_file_grid(logits.numpy(), stored.grid)
+        assert np.allclose(export.load_softmax(validated / f"softmax/{case}.npz"), expected, atol=1e-3)
+        segmentation = image.read_label(validated / f"segmentations/{case}.nii.gz")
+        assert np.array_equal(segmentation.array[0], expected.argmax(0))
+
+
+def test_segmentations_lie_on_the_images(prepared, validated):
+    for case in val_cases(prepared):
+        source = nibabel.load(prepared.cases.image_path(case))
+        result = nibabel.load(validated / f"segmentations/{case}.nii.gz")
+        assert result.shape == source.shape
+        assert np.array_equal(result.affine, source.affine)
+        assert np.asanyarray(result.dataobj).dtype == np.uint8
+
+
+def test_the_summary_scores_these_files(prepared, validated):
+    content = json.loads((validated / "summary.json").read_text(), parse_constant=pytest.fail)
+    rows = {Path(row["prediction_file"]).name: row for row in content["metric_per_case"]}
+    assert list(rows) == [f"{case}.nii.gz" for case in val_cases(prepared)]
+    for case in val_cases(prepared):
+        row = rows[f"{case}.nii.gz"]
+        assert row["prediction_file"] == f"fold_0/validation_final/segmentations/{case}.nii.gz"
+        assert row["reference_file"] == f"labelsTr/{case}.nii.gz"
+        predicted = image.read_label(validated / f"segmentations/{case}.nii.gz").array[0]
+        reference = image.read_label(prepared.cases.label_path(case))
+        expected = case_metrics(predicted, reference.array[0], [1, 2, 3], reference.spacing_mm)
+        assert row["metrics"] == expected
+    dice = [row["metrics"]["1"]["Dice"] for row in rows.values()]
+    assert content["mean"]["1"]["Dice"] == pytest.approx(np.mean(dice))
+
+
+def test_the_summary_says_what_it_was_made_of(prepared, trained, validated):
+    content = digest.read_json(validated / "summary.json")
+    model = checkpoint.load(trained / "fold_0/checkpoint_final.pth")
+    assert (content["fold"], content["configuration"], content["checkpoint"]) == ("0", "3d_fullres", "final")
+    assert content["epoch"] == 3
+    assert content["digest"] == model["digest"]
+    assert content["identity"]["training"] == model["settings_digest"]
+    assert content["labels"] == prepared.cases.labels
+    assert content["settings"]["validate"]["mirroring"] is False
+    # no times, hosts or absolute paths
+    text = (validated / "summary.json").read_text()
+    assert str(prepared.root) not in text
+    assert str(validated) not in text
+
+
+@pytest.mark.usefixtures("_here")
+def test_the_same_validation_gives_the_same_files(prepared, trained, validated):
+    out = Path("fold_0/validation_final")
+    validate(prepared, trained, out)
+    assert files_of(out) == files_of(validated)
+    assert not list(Path("fold_0/state/validation_final").glob("*/"))  # nothing is left in the undeclared folder
+
+
+@pytest.mark.usefixtures("_here")
+def test_best_and_final_have_folders_of_their_own(prepared, trained, validated):
+    validate(prepared, trained, Path("fold_0/validation_final"))
+    validate(prepared, trained, Path("fold_0/validation_best"), "best")
+    assert files_of(Path("fold_0/validation_final")) == files_of(validated)
+    best = digest.read_json(Path("fold_0/validation_best/summary.json"))
+    assert best["checkpoint"] == best["identity"]["checkpoint"] == "best"
+    assert best["epoch"] == checkpoint.load(trained / "fold_0/checkpoint_best.pth")["epoch"] < 3
+    assert files_of(Path("fold_0/validation_best/softmax")) != files_of(validated / "softmax")
+
+
+@pytest.mark.usefixtures("_here")
+def test_precision_of_the_saved_softmax(prepared, trained):
+    validate(prepared, trained, Path("fold_0/validation_final"), validate__softmax_dtype="float32")
+    case = val_cases(prepared)[0]
+    assert export.load_softmax(Path(f"fold_0/validation_final/softmax/{case}.npz")).dtype == np.float32
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_an_interrupted_validation_goes_on_where_it_stopped(prepared, trained, validated, monkeypatch, finished):
+    out = Path("fold_0/validation_final")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        first = count_predictions(patch, stop_at=finished)
+        validate(prepared, trained, out)
+    assert len(first) == finished
+    assert not out.exists()
+    second = count_predictions(monkeypatch)
+    validate(prepared, trained, out)
+    assert len(second) == 3 - finished
+    assert files_of(out) == files_of(validated)
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("changes", [{"kind": "best"}, {"validate__step_size": 0.5}, {"validate__mirroring": True}])
+def test_cases_done_with_another_model_or_way_are_not_taken_over(prepared, trained, monkeypatch, changes):
+    out = Path("fold_0/validation_final")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        count_predictions(patch, stop_at=2)
+        validate(prepared, trained, out)
+    again = count_predictions(monkeypatch)
+    validate(prepared, trained, out, **changes)
+    assert len(again) == 3
+
+
+@pytest.mark.usefixtures("_here")
+def test_an_interruption_while_the_folders_are_assembled(prepared, trained, validated, monkeypatch):
+    out = Path("fold_0/validation_final")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(digest, "write_json", interrupting(digest.write_json, "summary.json"))
+        validate(prepared, trained, out)
+    assert not (out / "summary.json").exists()
+    validate(prepared, trained, out)
+    assert files_of(out) == files_of(validated)
+
+
+def interrupting(write, name):
+    def stop(path, value):
+        if path.name == name:
+            raise KeyboardInterrupt
+        write(path, value)
+
+    return stop
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("part", ["segmentations", "softmax", "metrics"])
+def test_a_missing_case_is_an_error_and_no_smaller_mean(prepared, trained, monkeypatch, part):
+    missing, write = val_cases(prepared)[1], validation._Validation.write
+
+    def forgetful(self, case, probabilities):
+        write(self, case, probabilities)
+        if case == missing:
+            self.paths(case)[["segmentations", "softmax", "metrics"].index(part)].unlink()
+
+    monkeypatch.setattr(validation._Validation, "write", forgetful)
+    with pytest.raises(FileNotFoundError, match=missing):
+        validate(prepared, trained, Path("fold_0/validation_final"))
+    assert not Path("fold_0/validation_final/summary.json").exists()
+
+
+@pytest.mark.usefixtures("_here")
+def test_an_error_while_writing_a_case_stops_the_validation(prepared, trained, monkeypatch):
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(export, "save_softmax", full)
+    with pytest.raises(OSError, match="disk full"):
+        validate(prepared, trained, Path("fold_0/validation_final"))
+    assert not Path("fold_0/validation_final").exists()
+
+
+@pytest.mark.usefixtures("_here")
+def test_files_of_earlier_validations_do_not_stay(prepared, trained, validated):
+    out = Path("fold_0/validation_final")
+    shutil.copytree(validated, out)
+    shutil.copy(out / f"segmentations/{val_cases(prepared)[0]}.nii.gz", out / "segmentations/removed_case.nii.gz")
+    (out / "softmax/removed_case.npz").write_bytes(b"old")
+    validate(prepared, trained, out)
+    assert files_of(out) == files_of(validated)
