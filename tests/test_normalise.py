@@ -38,6 +38,11 @@ def test_zscore_inside_a_mask_leaves_the_outside(channel: NDArray[np.float32]) -
     np.testing.assert_array_equal(result[~inside], channel[~inside])
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_empty_mask_leaves_the_image_as_it_is(channel: NDArray[np.float32]) -> None:
+    np.testing.assert_array_equal(zscore(channel, np.zeros(channel.shape, bool)), channel)
+
+
 def test_a_constant_image_becomes_zero_not_nan() -> None:
     constant = np.full((3, 4, 5), 7, np.float32)
     assert not zscore(constant, None).any()

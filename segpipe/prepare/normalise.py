@@ -33,8 +33,10 @@ def normalise(scheme: str, channel: Channel, inside: Mask | None, intensities: M
 
 
 def zscore(channel: Channel, inside: Mask | None) -> Channel:
-    """Zero mean and unit variance of the image, or of its masked part."""
+    """Zero mean and unit variance of the image, or of its masked part; an empty part leaves the image as it is."""
     values = channel if inside is None else channel[inside]
+    if not values.size:
+        return channel.copy()
     scaled = ((values - values.mean(dtype=np.float64)) / max(values.std(dtype=np.float64), EPSILON)).astype(np.float32)
     if inside is None:
         return scaled

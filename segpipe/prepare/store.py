@@ -26,6 +26,8 @@ from segpipe.prepare.preprocess import Grid, Prepared, preprocess
 
 log = getLogger(__name__)
 
+PARTS = ("image.npy", "label.npy", "foreground.npy", "json")  # the files of a case
+
 # Voxels kept per class for foreground sampling: at least this many, and 1 % of large classes
 # (nnunetv2/preprocessing/preprocessors/default_preprocessor.py).
 MIN_LOCATIONS = 10_000
@@ -94,8 +96,9 @@ def _make(
 
 
 def _stored_digest(folder: Path, case: str) -> str | None:
-    record = folder / f"{case}.json"
-    return digest.read_json(record)["digest"] if record.exists() else None
+    """What the stored case was made of; None where a file of it is missing."""
+    whole = all((folder / f"{case}.{part}").exists() for part in PARTS)
+    return digest.read_json(folder / f"{case}.json")["digest"] if whole else None
 
 
 def _make_case(cases: Cases, case: str, plan: dict[str, Any], configuration: str, folder: Path, wanted: str) -> None:

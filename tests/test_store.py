@@ -1,0 +1,302 @@
+"""The preprocessed cases: made once, found again, never mixed with those of other inputs or settings."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from volumes import image_array, label_array, nifti, nnunet_dataset
+
+from segpipe import digest
+from segpipe.data import check
+from segpipe.data.dataset import Cases
+from segpipe.errors import SegpipeError
+from segpipe.params import Check, Runtime
+from segpipe.prepare import store
+from segpipe.prepare.preprocess import preprocess
+from segpipe.prepare.store import PARTS, foreground_locations
+
+RUNTIME = Runtime(device="cpu", threads=1, prefetch=1)
+
+
+class Folder:
+    """A small dataset with everything that preprocessing takes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = nnunet_dataset(folder / "raw/Dataset001_Small")
+        self.plan_path, self.manifest = folder / "plan.json", folder / "3d_fullres/manifest.json"
+        self.files = self.manifest.parent / "cases"
+        self.plan: dict[str, Any] = {
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "intensities": {"0": {"mean": 100.0, "std": 20.0, "percentile_00_5": 50.0, "percentile_99_5": 150.0}},
+            "configurations": {
+                "3d_fullres": {
+                    "spacing_mm": [1.0, 0.8, 1.0],
+                    "patch_size": [4, 4, 4],
+                    "batch_size": 2,
+                    "median_shape": [7.0, 10.0, 9.0],
+                    "features_per_stage": [4],
+                    "kernel_sizes": [[3, 3, 3]],
+                    "strides": [[1, 1, 1]],
+                    "n_conv_per_stage": [2],
+                    "n_conv_per_stage_decoder": [],
+                    "normalisation": ["zscore"],
+                    "use_mask_for_norm": [False],
+                    "batch_dice": False,
+                    "reasons": [],
+                }
+            },
+        }
+        self.save()
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        planned: dict[str, Any] = self.plan["configurations"]["3d_fullres"]
+        return planned
+
+    def save(self) -> None:
+        digest.write_json(self.plan_path, self.plan)
+
+    def cases(self) -> Cases:
+        check.check(self.root, self.plan_path.with_name("cases.json"), Check(geometry_tolerance_mm=0.1), 2)
+        return Cases.read(self.plan_path.with_name("cases.json"), self.root)
+
+    def build(self) -> None:
+        store.build(self.cases(), self.plan_path, "3d_fullres", self.manifest, RUNTIME)
+
+    def ensure(self) -> store.Store:
+        return store.ensure(self.cases(), self.plan_path, self.manifest, RUNTIME)
+
+    def ages(self) -> dict[str, int]:
+        """When each case's files were written; a file that was written again has another inode, too."""
+        stats = {path.name: path.stat() for path in self.files.iterdir() if not path.name.startswith(".")}
+        return {name: hash((stat.st_mtime_ns, stat.st_ino)) for name, stat in stats.items()}
+
+    def redone(self, before: dict[str, int]) -> set[str]:
+        """The cases of which a file was made since."""
+        return {name.split(".")[0] for name, age in self.ages().items() if before.get(name) != age}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    made = Folder(tmp_path)
+    made.build()
+    return made
+
+
+# what is stored
+
+
+def test_a_stored_case_is_the_preprocessed_one(folder: Folder) -> None:
+    opened = folder.ensure()
+    volume = opened.cases.read_image("b")
+    label = opened.cases.read_label("b")
+    expected = preprocess(volume.array, label, volume.spacing_mm, opened.plan, opened.planned)
+    assert expected.label is not None
+    for found in (opened.read("b"), opened.open("b")):
+        np.testing.assert_array_equal(found.image, expected.image)
+        np.testing.assert_array_equal(found.label, expected.label)
+    assert opened.read("b").grid == expected.grid
+    assert expected.image.shape == (1, 7, 10, 9)
+
+
+def test_patches_are_read_without_reading_the_whole(folder: Folder) -> None:
+    case = folder.ensure().open("a")
+    assert isinstance(case.image, np.memmap)
+    assert isinstance(case.label, np.memmap)
+
+
+def test_foreground_is_given_by_class(folder: Folder) -> None:
+    case = folder.ensure().open("a")
+    assert set(case.foreground) == {1, 2}
+    for value, voxels in case.foreground.items():
+        np.testing.assert_array_equal(voxels, np.flatnonzero(case.label == value))
+
+
+def test_a_case_without_foreground_has_none(folder: Folder) -> None:
+    nifti(folder.root / "labelsTr/a.nii.gz", label_array() * 0)
+    folder.build()
+    assert folder.ensure().open("a").foreground == {}
+
+
+def test_the_test_cases_are_not_stored(folder: Folder) -> None:
+    assert {name.split(".")[0] for name in folder.ages()} == {"a", "b", "c"}
+    assert set(digest.read_json(folder.manifest)["cases"]) == {"a", "b", "c"}
+
+
+def test_only_finished_files_are_left(folder: Folder) -> None:
+    assert sorted(path.name for path in folder.files.iterdir()) == sorted(f"{c}.{p}" for c in "abc" for p in PARTS)
+
+
+# what is done again
+
+
+def test_a_second_build_does_nothing(folder: Folder) -> None:
+    before, manifest = folder.ages(), folder.manifest.read_bytes()
+    folder.build()
+    assert folder.redone(before) == set()
+    assert folder.manifest.read_bytes() == manifest
+
+
+@pytest.mark.parametrize("path", ["imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"])
+def test_a_changed_case_is_done_again_alone(folder: Folder, path: str) -> None:
+    before, manifest = folder.ages(), digest.read_json(folder.manifest)
+    nifti(folder.root / path, image_array(99) if "images" in path else np.roll(label_array(), 1))
+    folder.build()
+    assert folder.redone(before) == {"b"}
+    after = digest.read_json(folder.manifest)
+    assert after["digest"] != manifest["digest"]
+    assert {case for case in "abc" if after["cases"][case] != manifest["cases"][case]} == {"b"}
+
+
+def test_an_added_case_is_made_alone(folder: Folder) -> None:
+    before = folder.ages()
+    nnunet_dataset(folder.root, n_train=4)
+    folder.build()
+    assert folder.redone(before) == {"d"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "again"),
+    [
+        ("spacing_mm", [1.0, 1.0, 1.0], True),
+        ("normalisation", ["none"], True),
+        ("use_mask_for_norm", [True], True),
+        ("batch_size", 7, False),
+        ("patch_size", [8, 8, 8], False),
+        ("reasons", ["another"], False),
+    ],
+)
+def test_a_setting_redoes_what_depends_on_it(folder: Folder, key: str, value: object, again: bool) -> None:
+    before = folder.ages()
+    folder.configuration[key] = value
+    folder.save()
+    folder.build()
+    assert folder.redone(before) == ({"a", "b", "c"} if again else set())
+
+
+@pytest.mark.parametrize(("scheme", "again"), [("ct", True), ("zscore", False)])
+def test_the_datasets_intensities_count_for_ct_only(folder: Folder, scheme: str, again: bool) -> None:
+    folder.configuration["normalisation"] = [scheme]
+    folder.save()
+    folder.build()
+    before = folder.ages()
+    folder.plan["intensities"]["0"]["mean"] = 90.0
+    folder.save()
+    folder.build()
+    assert bool(folder.redone(before)) == again
+
+
+def test_other_code_redoes_all(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = folder.ages()
+    monkeypatch.setattr(digest, "of_code", lambda rule: f"another {rule}")
+    folder.build()
+    assert folder.redone(before) == {"a", "b", "c"}
+
+
+def test_what_was_done_is_told(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    nifti(folder.root / "imagesTr/b_0000.nii.gz", image_array(99))
+    with caplog.at_level(logging.INFO):
+        folder.build()
+    assert "3d_fullres: 1 cases preprocessed, 2 were there" in caplog.text
+
+
+# what is missing
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_deleted_file_is_made_again(folder: Folder, part: str) -> None:
+    content = (folder.files / f"b.{part}").read_bytes()
+    before = folder.ages()
+    (folder.files / f"b.{part}").unlink()
+    opened = folder.ensure()
+    assert folder.redone(before) == {"b"}
+    assert (folder.files / f"b.{part}").read_bytes() == content
+    assert opened.open("b").image.shape == (1, 7, 10, 9)
+
+
+def test_without_any_case_file_all_are_made(folder: Folder) -> None:
+    before = {path.name: path.read_bytes() for path in folder.files.iterdir()}
+    for path in folder.files.iterdir():
+        path.unlink()
+    folder.files.rmdir()
+    folder.ensure()
+    assert {path.name: path.read_bytes() for path in folder.files.iterdir()} == before
+
+
+def test_an_interrupted_case_is_made_again(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its new image is there, its record is not: the arrays of two settings are never taken for one case."""
+    folder.configuration["spacing_mm"] = [2.0, 2.0, 2.0]
+    folder.save()
+
+    def killed(label: object) -> object:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "foreground_locations", killed)
+        folder.build()
+    assert not (folder.files / "a.json").exists()
+    folder.build()
+    assert folder.ensure().read("a").label.shape == folder.ensure().read("a").image.shape[1:] == (4, 4, 4)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("change", ["settings", "inputs", "labels"])
+def test_a_manifest_of_other_inputs_or_settings_is_refused(folder: Folder, change: str) -> None:
+    if change == "settings":
+        folder.configuration["spacing_mm"] = [2.0, 2.0, 2.0]
+        folder.save()
+    elif change == "inputs":
+        nifti(folder.root / "imagesTr/b_0000.nii.gz", image_array(99))
+    else:
+        description = digest.read_json(folder.root / "dataset.json")
+        description["labels"] = {"background": 0, "kidney": 1, "liver": 2}
+        digest.write_json(folder.root / "dataset.json", description)
+    before = folder.ages()
+    with pytest.raises(SegpipeError) as error:
+        folder.ensure()
+    for word in ("belong to other inputs or settings", str(folder.manifest), "preprocess"):
+        assert word in str(error.value)
+    assert folder.redone(before) == set()
+
+
+# voxels for foreground sampling
+
+
+def test_every_voxel_of_small_classes_is_kept() -> None:
+    label = np.zeros((20, 20, 20), np.int16)
+    label[0, 0, :3], label[5:15, 5:15, 5:15], label[19] = 2, 1, -1
+    locations = foreground_locations(label)
+    assert locations[:, 0].tolist() == [1] * 1000 + [2] * 3
+    np.testing.assert_array_equal(locations[:1000, 1], np.flatnonzero(label == 1))
+    np.testing.assert_array_equal(locations[1000:, 1], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("n_voxels", "n_kept"), [(9_999, 9_999), (10_000, 10_000), (10_001, 10_000), (2_000_050, 20_001)]
+)
+def test_of_large_classes_a_share_is_kept(n_voxels: int, n_kept: int) -> None:
+    label = np.zeros(n_voxels + 5, np.int16)
+    label[:n_voxels] = 3
+    locations = foreground_locations(label.reshape(1, 1, -1))
+    assert len(locations) == n_kept
+    assert (locations[:, 0] == 3).all()
+    assert len(np.unique(locations[:, 1])) == n_kept
+    assert locations[:, 1].max() < n_voxels
+    np.testing.assert_array_equal(locations, foreground_locations(label.reshape(1, 1, -1)))
+
+
+def test_a_share_is_drawn_from_everywhere() -> None:
+    label = np.ones((100, 100, 30), np.int16)
+    z = foreground_locations(label)[:, 1] // 3000
+    counts = np.bincount(z, minlength=100)
+    assert counts.min() > 50
+    assert counts.max() < 150
+
+
+def test_without_foreground_there_is_none() -> None:
+    assert foreground_locations(np.full((3, 3, 3), -1, np.int16)).shape == (0, 2)
