@@ -131,6 +131,32 @@ def _header_of(path: Path) -> Nifti1Image:
 
 
 def _load(path: Path) -> Nifti1Image:
+    """A file of real numbers with a geometry."""
+    nifti = _decode(path)
+    if nifti.get_data_dtype().kind not in "iuf":
+        raise SegpipeError(
+            problem(
+                "not an image of real numbers",
+                where=path,
+                found=nifti.get_data_dtype(),
+                expected="integers or floats",
+                cure="convert the file",
+            )
+        )
+    if not np.isfinite([*nifti.header.get_zooms()[:3], *nifti.affine.flat]).all():
+        raise SegpipeError(
+            problem(
+                "the header gives no geometry",
+                where=path,
+                found="NaN or infinity in spacing or affine",
+                expected="finite numbers",
+                cure="correct the header",
+            )
+        )
+    return nifti
+
+
+def _decode(path: Path) -> Nifti1Image:
     """Read the whole file, so that a bad checksum or a missing end is an error here and not wrong voxels later."""
     cure = "copy the file again from its source, or remove the case"
     try:
@@ -144,15 +170,7 @@ def _load(path: Path) -> Nifti1Image:
         raise SegpipeError(
             problem("missing file", where=path, found="no such file", expected="a NIfTI file", cure=cure)
         ) from None
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        ValueError,
-        ImageFileError,
-        HeaderDataError,
-        WrapStructError,
-    ) as error:
+    except (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
         raise SegpipeError(
             problem(
                 "unreadable file",
@@ -162,27 +180,6 @@ def _load(path: Path) -> Nifti1Image:
                 cure=cure,
             )
         ) from None
-    if nifti.get_data_dtype().kind not in "iuf":
-        raise SegpipeError(
-            problem(
-                "not an image of real numbers",
-                where=path,
-                found=nifti.get_data_dtype(),
-                expected="integers or floats",
-                cure="convert the file",
-            )
-        )
-    geometry = [*nifti.header.get_zooms()[:3], *nifti.affine.flat]
-    if not np.isfinite(geometry).all():
-        raise SegpipeError(
-            problem(
-                "the header gives no geometry",
-                where=path,
-                found="NaN or infinity in spacing or affine",
-                expected="finite numbers",
-                cure="correct the header",
-            )
-        )
     return nifti
 
 
