@@ -93,6 +93,13 @@ def test_an_extra_channel(root: Path, folder: str, case: str) -> None:
     assert field(found, "found") == f"extra {folder}/{case}_0001.nii.gz"
 
 
+def test_an_image_without_channel_number_is_one_problem(root: Path) -> None:
+    (root / "imagesTr/b_0000.nii.gz").rename(root / "imagesTr/b.nii.gz")
+    found = only_problem(root)
+    assert field(found, "where") == f"{root}, case b"
+    assert field(found, "found") == "missing imagesTr/b_0000.nii.gz; extra imagesTr/b.nii.gz"
+
+
 @pytest.mark.parametrize(("folder", "case"), [("imagesTr", "b"), ("imagesTs", "t0")])
 @pytest.mark.parametrize("wrong", ["{}.nii.gz", "{}_0001.nii.gz", "{}_00.nii.gz"])
 def test_a_misnamed_channel(root: Path, folder: str, case: str, wrong: str) -> None:

@@ -42,8 +42,8 @@ def test_channels_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_labels_come_in_the_order_of_their_values(tmp_path: Path) -> None:
-    describe(tmp_path, labels={"tumour": 2, "background": 0, "liver": 1})
-    assert list(dataset.describe(tmp_path).labels) == ["background", "liver", "tumour"]
+    describe(tmp_path, labels={"a tumour": 2, "background": 0, "liver": 1})
+    assert list(dataset.describe(tmp_path).labels) == ["background", "liver", "a tumour"]
 
 
 def test_hidden_files_and_folders_are_no_cases(tmp_path: Path) -> None:
