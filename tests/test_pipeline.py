@@ -158,6 +158,20 @@ def test_a_failed_fold_leaves_no_stale_result(copy: Project) -> None:
     assert after[0] == after[1] != before[0] == before[1]
 
 
+def test_a_failure_after_a_kill_leaves_no_stale_result(copy: Project) -> None:
+    """A killed run has removed the old model already, so the failing run after it never saw one."""
+    copy.set("train.learning_rate", 0.02)
+    for path in (copy.folder / "results/3d_fullres/fold_1").glob("checkpoint_*"):
+        path.unlink()
+    block = copy.folder / "results/3d_fullres/fold_1/state/.lock"
+    block.unlink()
+    block.mkdir()
+    copy.snakemake(ok=False)
+    block.rmdir()
+    copy.snakemake()
+    assert trained_as(copy, 0) == trained_as(copy, 1)
+
+
 def test_every_result_goes_when_its_input_went(copy: Project) -> None:
     """The guard follows the whole chain, folders included."""
     copy.set("splits.n_folds", 9)  # more than there are cases

@@ -64,14 +64,23 @@ def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, 
     state = out.parent / "state" / out.name
     title = f"{out.name} of {store.configuration} fold {fold_name}"
     with digest.exclusive(state / ".lock", title) as report:
+        if _is_published(out, fold["val"], identity):
+            return log.info("%s: done by another process", title)
         model = predict.load([model_path], device.start(params.runtime))
         work = _Validation(store, params, state / identity)
         missing = [case for case in fold["val"] if not work.is_done(case)]
         log.info("%s: %d cases, %d predicted before", title, len(fold["val"]), len(fold["val"]) - len(missing))
         _predict(work, model, missing, lambda n: report(f"{title}, {n} of {len(missing)} cases done"))
-        content = _summary(work, model, fold, fold_name, out)
+        content = {**_summary(work, model, fold, fold_name, out), "validation_digest": identity}
         _assemble(work, fold["val"], content, out)
     log.info("%s: mean foreground Dice %s", title, summary.readable(content["foreground_mean"]["Dice"]))
+
+
+def _is_published(out: Path, cases: list[str], identity: str) -> bool:
+    """Whether all of `out` is there already: the process that this one waited for may have done the work."""
+    path = out / "summary.json"
+    counts = [len(list(folder.glob("[!.]*"))) for folder in (out / "segmentations", out / "softmax")]
+    return path.exists() and counts == [len(cases)] * 2 and digest.read_json(path)["validation_digest"] == identity
 
 
 def how(params: Params) -> str:

@@ -2,24 +2,26 @@
 import itertools
 import shutil
 
+from snakemake.io import IOFile
 
-def drop_dangling(there_at_start):
-    """Remove results whose inputs went during this run, and in turn what was made of those.
+
+def drop_dangling():
+    """Remove results whose inputs are gone, and in turn what was made of those.
 
     A failed job loses its outputs, but Snakemake has already noted its new inputs and settings. With a result further
     down still there, the next run would say "Nothing to be done" and leave the old model's numbers (snakemake #1978).
-    Results that came without their inputs, copied or restored, are left alone.
+    Results that Snakemake did not make here, copied or restored by DVC, are left alone.
     """
     for inputs, outputs in jobs():
-        if any(file in there_at_start and not os.path.exists(file) for file in inputs):
-            for file in filter(os.path.exists, outputs):
+        if not all(os.path.exists(file) for file in inputs):
+            for file in filter(was_made_here, outputs):
                 print(f"removed, what it was made of is gone: {file}", file=sys.stderr)
                 shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)
 
 
-def existing_inputs():
-    """What is there now of all that any job reads."""
-    return {file for inputs, _ in jobs() for file in inputs if os.path.exists(file)}
+def was_made_here(file):
+    """Whether a file is there and Snakemake has a record of making it."""
+    return os.path.exists(file) and workflow.persistence.metadata(file) is not None
 
 
 def jobs():
@@ -34,4 +36,7 @@ def jobs():
         files = getattr(rules, step.name)
         for choice in itertools.product(*(values[name] for name in names)):
             chosen = dict(zip(names, choice))
-            yield expand(files.input, **chosen), expand(files.output, **chosen)
+            outputs = expand(files.output, **chosen)
+            yield expand(files.input, **chosen), [
+                IOFile(file, step) for file in outputs
+            ]
