@@ -17,7 +17,7 @@ from segpipe.params import Overrides, Params
 from segpipe.prepare import plan
 from segpipe.prepare.plan import Configuration, Dataset, plan_dataset
 
-# Inputs and nnU-Net 2.8.1's plans, of three real datasets and seven invented ones; see data/make_nnunet_plans.py.
+# Inputs and nnU-Net 2.8.1's plans, of three real datasets and eight invented ones; see data/make_nnunet_plans.py.
 NNUNET = json.loads((Path(__file__).with_name("data") / "nnunet_plans.json").read_text())
 NONE = dict.fromkeys(("spacing_mm", "patch_size", "batch_size", "features_base"))
 CONFIGURATIONS = [(name, key) for name, dataset in NNUNET.items() for key in dataset["expected"]["configurations"]]

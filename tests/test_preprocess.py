@@ -217,4 +217,5 @@ def test_the_way_back_has_its_own_coarse_axis() -> None:
     grid = Grid((4, 20, 20), ((0, 4), (0, 20), (0, 20)), (1.0, 1.0, 1.0), (1.0, 5.0, 1.0), (0, 1, 2))
     assert grid.separate == 1
     assert Grid(grid.shape, grid.crop, (4.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0, 1, 2)).separate == 0
+    assert Grid(grid.shape, grid.crop, (4.0, 1.0, 1.0), (1.0, 5.0, 1.0), (0, 1, 2)).separate == 1
     assert Grid(grid.shape, grid.crop, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (0, 1, 2)).separate is None
