@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,10 +155,11 @@ def test_identity_follows_what_decides_the_weights(prepared):
 def test_identity_follows_the_data_and_the_plan(prepared, tmp_path):
     fold = splits.read(prepared.splits, "0")
     base = job.identify(prepared.store, fold, params())
-    data = job.identify(prepare(tmp_path / "a", params(phantoms__seed=1)).store, fold, params())
+    data = job.identify(replace(prepared.store, digest="other cases"), fold, params())
+    assert data.settings == base.settings
     assert data.digest != base.digest
     overrides = {"spacing_mm": [3.0] * 3, "patch_size": [16] * 3, "batch_size": 3, "features_base": 4}
-    batch = prepare(tmp_path / "b", params(plan__overrides=overrides))
+    batch = prepare(tmp_path, params(plan__overrides=overrides))
     plan = job.identify(batch.store, fold, params())
     assert batch.store.digest == prepared.store.digest  # the same cases, another plan
     assert plan.settings != base.settings
@@ -174,7 +176,7 @@ def test_every_module_that_decides_a_training_is_in_its_digest():
 
 
 def test_best_is_the_epoch_with_the_highest_running_mean(prepared, tmp_path, monkeypatch):
-    dice = iter([0.2, 0.9, 0.3, 0.1])
+    dice = iter([0.0, 0.8, 0.7, 0.0, 0.6])
     classes = ("liver", "kidneys", "vessel")
     weights = []
 
@@ -184,13 +186,13 @@ def test_best_is_the_epoch_with_the_highest_running_mean(prepared, tmp_path, mon
         return {"val_loss": 0.0, "dice_mean": value, **{f"dice_{name}": value for name in classes}}
 
     monkeypatch.setattr(loop, "evaluate", scripted)
-    job.train(prepared.store, prepared.splits, "0", tmp_path, params(train__epochs=4, train__best_ema=0.5))
+    job.train(prepared.store, prepared.splits, "0", tmp_path, params(train__epochs=5, train__best_ema=0.5))
     best, final = (checkpoint.load(tmp_path / f"checkpoint_{name}.pth") for name in ("best", "final"))
-    # means 0.2, 0.55, 0.425, 0.2625
-    assert best["epoch"] == best["row"]["epoch"] == 2
+    # means 0, 0.4, 0.55, 0.275, 0.4375: neither the epoch of the highest Dice nor the last one above all means
+    assert best["epoch"] == best["row"]["epoch"] == 3
     assert best["row"]["dice_ema"] == pytest.approx(0.55)
-    assert final["epoch"] == 4
-    for content, expected in ((best, weights[1]), (final, weights[3])):
+    assert final["epoch"] == 5
+    for content, expected in ((best, weights[2]), (final, weights[4])):
         assert all(torch.equal(content["network"][key], expected[key]) for key in expected)
     assert not all(torch.equal(best["network"][key], final["network"][key]) for key in final["network"])
 

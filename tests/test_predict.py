@@ -132,31 +132,48 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
         assert np.array_equal(result[clear], total.argmax(0)[clear])
 
 
-def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, tmp_path, monkeypatch):
-    cases, out = prepared.cases, tmp_path / "out/predictions"
+def interrupted_prediction(prepared, trained, out, monkeypatch):
+    """Predict the first of two cases, then stop; returns the list of what is predicted from now on."""
     predicted, original = [], predict.probabilities
 
     def counting(model, one, settings):
-        if len(predicted) == stop_at:
+        if stop and predicted:
             raise KeyboardInterrupt
         predicted.append(one.grid.shape)
         return original(model, one, settings)
 
     monkeypatch.setattr(predict, "probabilities", counting)
-    stop_at = 1
+    stop = True
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_dataset(cases, models_of(trained), out, params())
+        predict.predict_dataset(prepared.cases, models_of(trained), out, params())
     assert not out.exists()
-    stop_at = None
-    predict.predict_dataset(cases, models_of(trained), out, params())
-    assert len(predicted) == 2  # one before, one after
-    resumed = {path.name: path.read_bytes() for path in out.iterdir()}
-    # with other models nothing is taken over
-    predict.predict_dataset(cases, models_of(trained)[:1], out, params())
-    assert len(predicted) == 4
-    assert {path.name: path.read_bytes() for path in out.iterdir()} != resumed
-    predict.predict_dataset(cases, models_of(trained), tmp_path / "again/predictions", params())
-    assert {path.name: path.read_bytes() for path in (tmp_path / "again/predictions").iterdir()} == resumed
+    stop = False
+    predicted.clear()
+    return predicted
+
+
+def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, tmp_path, monkeypatch):
+    out = tmp_path / "out/predictions"
+    predicted = interrupted_prediction(prepared, trained, out, monkeypatch)
+    predict.predict_dataset(prepared.cases, models_of(trained), out, params())
+    assert len(predicted) == 1
+    predict.predict_dataset(prepared.cases, models_of(trained), tmp_path / "whole/predictions", params())
+    files = [
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, tmp_path / "whole/predictions")
+    ]
+    assert files[0] == files[1]
+    assert len(files[0]) == 2
+
+
+@pytest.mark.parametrize("changes", [{"validate__step_size": 0.5}, {"validate__mirroring": True}, {}])
+def test_cases_done_with_other_models_or_in_another_way_are_not_taken_over(
+    prepared, trained, tmp_path, monkeypatch, changes
+):
+    out = tmp_path / "out/predictions"
+    predicted = interrupted_prediction(prepared, trained, out, monkeypatch)
+    models = models_of(trained) if changes else models_of(trained)[:1]
+    predict.predict_dataset(prepared.cases, models, out, params(**changes))
+    assert len(predicted) == 2
 
 
 def test_an_image_that_changed_is_predicted_again(prepared, trained, tmp_path, monkeypatch):

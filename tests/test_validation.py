@@ -218,9 +218,14 @@ def test_a_missing_case_is_an_error_and_no_smaller_mean(prepared, trained, monke
 
 
 @pytest.mark.usefixtures("_here")
-def test_an_error_while_writing_a_case_stops_the_validation(prepared, trained, monkeypatch):
-    def full(*_):
-        raise OSError("disk full")
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_error_while_writing_a_case_stops_the_validation(prepared, trained, monkeypatch, number):
+    failing, save = val_cases(prepared)[number], export.save_softmax
+
+    def full(path, *rest):
+        if path.stem == failing:
+            raise OSError("disk full")
+        save(path, *rest)
 
     monkeypatch.setattr(export, "save_softmax", full)
     with pytest.raises(OSError, match="disk full"):
