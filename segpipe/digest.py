@@ -56,6 +56,7 @@ DECIDING_MODULES = {
     ),
     "validate": (
         "data/image.py",
+        "prepare/spacing.py",
         "prepare/resample.py",
         "training/network.py",
         "inference/window.py",
@@ -64,10 +65,17 @@ DECIDING_MODULES = {
         "evaluation/metrics.py",
         "evaluation/summary.py",
     ),
-    "ensemble": ("inference/ensemble.py", "evaluation/metrics.py", "evaluation/summary.py"),
-    "crossval": ("evaluation/crossval.py",),
+    "ensemble": (
+        "data/image.py",
+        "inference/export.py",
+        "inference/ensemble.py",
+        "evaluation/metrics.py",
+        "evaluation/summary.py",
+    ),
+    "crossval": ("evaluation/summary.py", "evaluation/crossval.py"),
     "predict": (
         "data/image.py",
+        "prepare/fingerprint.py",
         "prepare/spacing.py",
         "prepare/normalise.py",
         "prepare/resample.py",

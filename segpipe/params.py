@@ -1,6 +1,7 @@
 """The schema of params.yaml: every key, its type and its range. Nothing has a default; the file says it all."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,7 +57,7 @@ class Overrides(Section):
 class Plan(Section):
     """From the fingerprint to the network."""
 
-    gpu_memory_gb: Positive
+    gpu_memory_gb: Annotated[float, Field(ge=1)]
     overrides: Overrides
 
 
@@ -166,7 +167,7 @@ def load(path: Path = PARAMS_FILE) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise_all(str(path), [_explain(path, item) for item in error.errors()])
+        raise_all(str(path), dict.fromkeys(_explain(path, item) for item in error.errors()))
         raise
 
 
@@ -177,7 +178,8 @@ def section(params: Params, name: str) -> dict[str, Any]:
 
 def _explain(path: Path, item: Any) -> str:
     """One line of pydantic's list as a problem in our words."""
-    keys = [str(key) for key in item["loc"]]
+    # where a key takes several types pydantic adds the one that it tried
+    keys = [str(key) for key in item["loc"] if not re.match(r"constrained-|(list|dict)\[", str(key))]
     key = ".".join(keys) or "(top level)"
     if item["type"] == "extra_forbidden":
         valid = _valid_keys(item["loc"][:-1])
