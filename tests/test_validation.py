@@ -8,14 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from tiny import params
+from tiny import params, prepare
 
 from segpipe import digest
 from segpipe.data import image, splits
 from segpipe.evaluation.metrics import case_metrics
 from segpipe.inference import export, predict, validation
 from segpipe.inference.window import predict_logits
-from segpipe.training import checkpoint
+from segpipe.training import checkpoint, job
 from segpipe.training.network import PlainConvUNet
 
 pytest_plugins = ["phantom_fixtures"]
@@ -241,3 +241,22 @@ def test_files_of_earlier_validations_do_not_stay(prepared, trained, validated):
     (out / "softmax/removed_case.npz").write_bytes(b"old")
     validate(prepared, trained, out)
     assert files_of(out) == files_of(validated)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_2d_configuration_trains_and_validates(prepared, tmp_path):
+    """Slices of all cases, at a spacing of their own; the result is a volume all the same."""
+    overrides = {"spacing_mm": [3.0, 3.0], "patch_size": [16, 12], "batch_size": 3, "features_base": 4}
+    settings = params(plan__overrides=overrides, configurations=["2d"], train__epochs=1, validate__mirroring=True)
+    shutil.copytree(prepared.cases.root, tmp_path / settings.dataset)
+    flat = prepare(tmp_path, settings, "2d")
+    assert flat.store.planned.patch_size == [16, 12]
+    job.train(flat.store, flat.splits, "1", tmp_path / "fold_1", settings)
+    out, model = Path("fold_1/validation_final"), tmp_path / "fold_1/checkpoint_final.pth"
+    validation.validate(flat.store, flat.splits, "1", model, out, settings)
+    cases = splits.read(flat.splits, "1")["val"]
+    for case in cases:
+        softmax = export.load_softmax(out / f"softmax/{case}.npz")
+        assert softmax.shape == (4, *flat.cases.read_label(case).shape)
+        assert np.allclose(softmax.astype(np.float32).sum(0), 1, atol=3e-3)
+    assert len(digest.read_json(out / "summary.json")["metric_per_case"]) == len(cases) == 2
