@@ -114,7 +114,8 @@ def test_the_last_sample_of_a_pair_contains_foreground():
 
 
 def test_validation_patches_are_plain_crops():
-    one = feed()
+    """Nothing is masked in them either: whole cases are predicted as they are."""
+    one = feed(replace(planned(), use_mask_for_norm=[True]))
     for step in range(10):
         batch = one.validation(step)
         for image, label, (name, box) in zip(batch.image, batch.label, batch.sources, strict=True):

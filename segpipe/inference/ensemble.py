@@ -46,6 +46,7 @@ def ensemble(cases: Cases, folders: list[Path], out: Path, params: Params) -> No
     members = [Member(folder, digest.read_json(folder / "summary.json")) for folder in folders]
     _belong_together(members)
     with digest.exclusive(out.parent / "state" / ".lock", f"ensemble of {len(members)}"):
+        out.unlink(missing_ok=True)  # never an old summary beside new segmentations
         with digest.new_folder(out.parent / "segmentations") as folder:
             if len(members) == 1:
                 rows = _take_over(members[0], folder, out)

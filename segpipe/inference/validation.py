@@ -135,7 +135,8 @@ def _summary(work: _Validation, model: Model, fold: splits.Fold, fold_name: str,
 
 
 def _assemble(work: _Validation, cases: list[str], content: dict[str, Any], out: Path) -> None:
-    """Move the finished cases into the declared folders; the summary comes last."""
+    """Move the finished cases into the declared folders; the old summary goes first, the new one comes last."""
+    (out / "summary.json").unlink(missing_ok=True)
     for index, name in enumerate(("segmentations", "softmax")):
         with digest.new_folder(out / name) as folder:
             for case in cases:

@@ -76,12 +76,13 @@ class Feed:
         box = draw_box(rng, case, reach, margin, force)
         if augment:
             image, label = augmented_patch(rng, case, box, self.geometry)
+            image = self._masked(image, label)
         else:
             image, label = read_patch(case, box, self.geometry, None)
-        return self._masked(image, label), label, (name, box)
+        return image, label, (name, box)
 
     def _masked(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Channels that were normalised inside the nonzero mask are zero outside it, whatever was done to them."""
+        """Channels that were normalised inside the nonzero mask stay zero outside it, whatever augmentation did there."""
         use_mask = torch.tensor(self.store.planned.use_mask_for_norm).view(-1, 1, 1, 1)
         return image.masked_fill(use_mask & (label < 0), 0) if use_mask.any() else image
 
