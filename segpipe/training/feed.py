@@ -82,7 +82,7 @@ class Feed:
         return image, label, (name, box)
 
     def _masked(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Channels that were normalised inside the nonzero mask stay zero outside it, whatever augmentation did there."""
+        """Channels that were normalised inside the nonzero mask stay zero outside it, whatever was drawn."""
         use_mask = torch.tensor(self.store.planned.use_mask_for_norm).view(-1, 1, 1, 1)
         return image.masked_fill(use_mask & (label < 0), 0) if use_mask.any() else image
 
