@@ -2,10 +2,11 @@
 import re
 
 
-def repeat_errors(snakemake_logs, lines=20):
+def repeat_errors(snakemake_logs, lines=80):
     """Print the end of each failed job's own log."""
     text = "".join(Path(path).read_text() for path in snakemake_logs)
     failed = set(re.findall(r"^ +log: (\S+) \(check log", text, re.M))
     for path in filter(os.path.exists, sorted(failed)):
         said = Path(path).read_text().rstrip().splitlines()
-        print(f"\n{path} ends with:", *said[-lines:], sep="\n", file=sys.stderr)
+        cut = f" (last {lines} of {len(said)} lines)" if len(said) > lines else ""
+        print(f"\n{path} ends with{cut}:", *said[-lines:], sep="\n", file=sys.stderr)
