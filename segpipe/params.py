@@ -137,13 +137,24 @@ class Params(Section):
         return Path(self.dataset).resolve().name
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; the standard reader silently takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((node.value[i][0] for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice.value!r} stands here twice", twice.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path = PARAMS_FILE) -> Params:
     """Read and validate params.yaml.
 
     Raises SegpipeError naming file, key, value, what is expected and the nearest valid key, for all errors at once.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _UniqueKeys)
     except FileNotFoundError:
         raise SegpipeError(
             problem(

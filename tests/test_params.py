@@ -167,6 +167,14 @@ def test_an_override_of_neither_form_is_refused(message: Callable[..., str], val
     assert expected in text
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """The second `epochs` would win without a word."""
+    text = (Path(__file__).parents[1] / "params.yaml").read_text().replace("train:\n", "train:\n  epochs: 3\n")
+    said = refusal(write(tmp_path, text))
+    assert "'epochs' stands here twice" in said
+    assert "line " in said
+
+
 def test_overrides_take_null_one_value_or_one_by_configuration(tmp_path: Path, settings: Settings) -> None:
     settings["plan"]["overrides"].update(spacing_mm=None, batch_size={"2d": 12}, patch_size=[8, 8, 8], features_base=3)
     overrides = params.load(write(tmp_path, yaml.safe_dump(settings))).plan.overrides
