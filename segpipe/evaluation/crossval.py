@@ -17,7 +17,7 @@ def gather(paths: list[Path], out: Path) -> None:
     Raises SegpipeError where folds were made of different data or settings, or share a case.
     """
     folds = {path: digest.read_json(path) for path in paths}
-    _same(folds)
+    summary.require_same("folds", _identities(folds))
     rows = [row for fold in folds.values() for row in fold["metric_per_case"]]
     files = [row["reference_file"] for row in rows]
     twice = sorted({file for file in files if files.count(file) > 1})
@@ -46,16 +46,6 @@ def gather(paths: list[Path], out: Path) -> None:
     log.info("cross-validation: mean foreground Dice over %d cases: %s", len(rows), dice)
 
 
-def _same(folds: dict[Path, dict[str, Any]]) -> None:
-    """All folds must be made of the same data, settings and checkpoint choice."""
-    found = {str(path): fold["identity"] for path, fold in folds.items()}
-    if len({digest.of(identity) for identity in found.values()}) > 1:
-        raise SegpipeError(
-            problem(
-                "folds of different data or settings",
-                where=", ".join(found),
-                found="\n            ".join(f"{path}: {identity}" for path, identity in found.items()),
-                expected="the same everywhere",
-                cure="make all folds with the present params.yaml (snakemake or dvc repro does)",
-            )
-        )
+def _identities(folds: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """What all folds must have in common: data, settings and checkpoint choice."""
+    return {str(path): fold["identity"] for path, fold in folds.items()}

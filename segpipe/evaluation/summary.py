@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from segpipe import digest
+from segpipe.errors import SegpipeError, problem
+
 CaseRow = dict[str, Any]
 
 
@@ -35,6 +38,20 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def readable(dice: float | None) -> str:
     """A Dice value for a message."""
     return "does not exist" if dice is None else f"{dice:.4f}"
+
+
+def require_same(what: str, identities: dict[str, Any]) -> None:
+    """Raise SegpipeError where results that are about to be put together have different identities."""
+    if len({digest.of(identity) for identity in identities.values()}) > 1:
+        raise SegpipeError(
+            problem(
+                f"{what} of different data or settings",
+                where=", ".join(identities),
+                found="\n            ".join(f"{path}: {identity}" for path, identity in identities.items()),
+                expected="the same everywhere",
+                cure=f"make all {what} with the present params.yaml (snakemake or dvc repro does)",
+            )
+        )
 
 
 def versions() -> dict[str, str]:

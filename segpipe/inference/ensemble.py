@@ -84,17 +84,7 @@ def _belong_together(members: list[Member]) -> None:
         identity = {key: value for key, value in member.summary["identity"].items() if key != "training"}
         return {**identity, "fold": member.summary["fold"], "cases": digest.of(member.cases)}
 
-    found = {os.fspath(member.folder): shared(member) for member in members}
-    if len({digest.of(value) for value in found.values()}) > 1:
-        raise SegpipeError(
-            problem(
-                "members of different data or settings",
-                where=", ".join(found),
-                found="\n            ".join(f"{folder}: {value}" for folder, value in found.items()),
-                expected="the same everywhere",
-                cure="validate all members with the present params.yaml (snakemake or dvc repro does)",
-            )
-        )
+    summary.require_same("members", {os.fspath(member.folder): shared(member) for member in members})
 
 
 def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]:
