@@ -27,6 +27,7 @@ log = getLogger(__name__)
 FORMAT_VERSION = 1  # raised when files of an older version can no longer be read or mixed
 PACKAGE = Path(__file__).parent
 LEFTOVER_AFTER_S = 3600
+REPORT_BYTES = 256  # of what a lock file says
 
 # The modules that decide each rule's result. An edit elsewhere never redoes the rule.
 DECIDING_MODULES = {
@@ -186,13 +187,13 @@ def exclusive(lock: Path, doing: str) -> Iterator[Callable[[str], None]]:
     Raises SegpipeError under Slurm when the lock is taken.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+") as file:
+    lock.touch()
+    with lock.open("r+") as file:
         _acquire(file, lock)
 
         def report(progress: str) -> None:
-            file.truncate(0)
-            file.write(f"pid {os.getpid()}: {progress}")
-            file.flush()
+            # one write of one length: whoever reads, or stops this process, never finds half a line
+            os.pwrite(file.fileno(), f"pid {os.getpid()}: {progress}".ljust(REPORT_BYTES).encode()[:REPORT_BYTES], 0)
 
         report(doing)
         yield report
@@ -205,7 +206,7 @@ def _acquire(file: IO[str], lock: Path, poll_s: float = 1.0, remind_s: float = 6
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read() or "another process"
+            holder = file.read().strip() or "another process"
             if "SLURM_JOB_ID" in os.environ:
                 raise SegpipeError(f"{lock.parent} is being written by {holder}") from None
             if time.monotonic() - reminded >= remind_s:

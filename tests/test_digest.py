@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -326,6 +328,27 @@ def test_a_lock_is_free_after_its_block_and_after_an_error(tmp_path: Path, monke
     with digest.exclusive(tmp_path / ".lock", "working"):
         with pytest.raises(SegpipeError, match=f"pid {os.getpid()}: working"), digest.exclusive(tmp_path / ".lock", ""):
             pass
-        assert (tmp_path / ".lock").read_text() == f"pid {os.getpid()}: working"
+        assert (tmp_path / ".lock").read_text().rstrip() == f"pid {os.getpid()}: working"
     with digest.exclusive(tmp_path / ".lock", "again"):
         pass
+
+
+def test_a_lock_says_at_every_moment_who_holds_it(tmp_path: Path) -> None:
+    """A holder that is stopped between two system calls must not leave an empty or half a line."""
+    lock = tmp_path / ".lock"
+    said = set()
+    with digest.exclusive(lock, "epoch 0") as report:
+        reading = threading.Event()
+
+        def read() -> None:
+            while not reading.is_set():
+                said.add(lock.read_text().strip())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for epoch in range(20_000):
+            report(f"epoch {epoch}" + " done" * (epoch % 3))
+        reading.set()
+        reader.join()
+    assert len(said) > 10
+    assert all(re.fullmatch(rf"pid {os.getpid()}: epoch \d+( done)*", line) for line in said), said
