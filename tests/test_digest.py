@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
