@@ -1,0 +1,22 @@
+"""What the blocks of params.yaml are made of: the strict block itself and the types of its values."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Spacing = Annotated[list[Positive], Field(min_length=2, max_length=3)]
+Patch = Annotated[list[Annotated[int, Field(ge=4)]], Field(min_length=2, max_length=3)]
+# `module.submodule:name`, imported from the working directory or from an installed package
+ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+
+
+class Section(BaseModel):
+    """A block of params.yaml: no unknown keys, no silent conversions, never changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

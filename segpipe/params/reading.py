@@ -1,0 +1,114 @@
+"""Reading params.yaml: everything that is wrong with it, at once, in words that say what to change."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.params.schema import Params
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; the standard reader silently takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((node.value[i][0] for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice.value!r} stands here twice", twice.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate params.yaml.
+
+    Raises SegpipeError naming file, key, value, what is expected and the nearest valid key, for all errors at once.
+    """
+    try:
+        raw = yaml.load(path.read_text(), _UniqueKeys)
+    except FileNotFoundError:
+        raise SegpipeError(
+            problem(
+                "no settings",
+                where=path,
+                found="no such file",
+                expected="params.yaml in the working directory",
+                cure="run from the project's folder, or copy params.yaml there",
+            )
+        ) from None
+    except yaml.YAMLError as error:
+        raise SegpipeError(
+            problem(
+                "params.yaml is not YAML",
+                where=path,
+                found=error,
+                expected="key: value lines",
+                cure="correct the line named above",
+            )
+        ) from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        by_key: dict[str, list[Any]] = {}
+        for item in error.errors():
+            by_key.setdefault(".".join(_keys(item)), []).append(item)
+        raise_all(str(path), [_explain(path, items) for items in by_key.values()])
+        raise
+
+
+def section(params: Params, name: str) -> dict[str, Any]:
+    """One block as plain data, as it enters digests and Snakemake's params."""
+    return params.model_dump(by_alias=True, mode="json")[name]
+
+
+def _keys(item: Any) -> list[str]:
+    """Where an error is; without the type that pydantic tried and adds where a key takes several."""
+    tried = r"constrained-|(list|dict|literal)\[|(int|float|str|bool)$"
+    return [str(key) for key in item["loc"] if not re.match(tried, str(key))]
+
+
+def _explain(path: Path, items: list[Any]) -> str:
+    """What pydantic says of one key, once for each type that it takes, as a problem in our words."""
+    item, keys = items[0], _keys(items[0])
+    key = ".".join(keys) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        valid = _valid_keys(item["loc"][:-1])
+        near = difflib.get_close_matches(keys[-1], valid, n=1, cutoff=0.5)
+        cure = f"did you mean {near[0]!r}?" if near else f"remove it; valid keys: {', '.join(valid)}"
+        return problem(
+            "unknown key",
+            where=f"{path}: {key}",
+            found=repr(item["input"]),
+            expected=f"one of {', '.join(valid)}",
+            cure=cure,
+        )
+    if item["type"] == "missing":
+        return problem(
+            "missing key",
+            where=f"{path}: {key}",
+            found="nothing",
+            expected="a value",
+            cure=f"add the line '{keys[-1]}: ...' (the params.yaml of a fresh clone shows all of them)",
+        )
+    return problem(
+        "impossible value",
+        where=f"{path}: {key}",
+        found=repr(item["input"]) if not isinstance(item["input"], dict) else "see below",
+        expected="; or: ".join(dict.fromkeys(item["msg"] for item in items)),
+        cure="change the value; the comment beside it names unit and range",
+    )
+
+
+def _valid_keys(location: tuple[Any, ...]) -> list[str]:
+    """The keys that a block of the schema takes."""
+    model: type[BaseModel] = Params
+    for key in location:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        model = fields[key].annotation  # type: ignore[assignment]
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,115 @@
+"""The schema of params.yaml: every key, its type and its range. Nothing has a default; the file says it all."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from segpipe.params.fields import Configuration, Count, Patch, Positive, Section, Spacing
+from segpipe.params.train import Train
+
+
+class Phantoms(Section):
+    """The generated dataset."""
+
+    n_train: Annotated[int, Field(ge=5)]
+    n_test: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Check(Section):
+    """Integrity of the raw dataset."""
+
+    geometry_tolerance_mm: Positive
+
+
+class Overrides(Section):
+    """Planned values replaced by hand: null, one for all configurations, or one by configuration."""
+
+    spacing_mm: Spacing | dict[Configuration, Spacing] | None
+    patch_size: Patch | dict[Configuration, Patch] | None
+    batch_size: Count | dict[Configuration, Count] | None
+    features_base: Count | dict[Configuration, Count] | None
+
+    def of(self, key: str, configuration: str) -> Any:
+        """The override of `key` for one configuration, or None."""
+        value = getattr(self, key)
+        return value.get(configuration) if isinstance(value, dict) else value
+
+
+class Plan(Section):
+    """From the fingerprint to the network."""
+
+    gpu_memory_gb: Annotated[float, Field(ge=1)]
+    overrides: Overrides
+
+
+class Splits(Section):
+    """The cross-validation."""
+
+    n_folds: Annotated[int, Field(ge=2)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Validate(Section):
+    """Whole-case prediction."""
+
+    checkpoint: Literal["final", "best"]
+    step_size: Annotated[float, Field(gt=0, le=1)]
+    mirroring: bool
+    softmax_dtype: Literal["float16", "float32"]
+    weights: Literal["raw", "averaged"]
+
+
+class Runtime(Section):
+    """How the work is done on this machine; part of no digest."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")]
+    threads: Count | None
+    feed_threads: Annotated[int, Field(ge=0)] | None
+    prefetch: Count
+    pin_memory: bool
+    compile: bool
+    checkpoint_every: Count
+    disable_checkpointing: bool
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    configurations: Annotated[list[Configuration], Field(min_length=1)]
+    folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    phantoms: Phantoms
+    check: Check
+    plan: Plan
+    splits: Splits
+    train: Train
+    validate_: Validate = Field(alias="validate")
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _lists_make_sense(self) -> "Params":
+        for name in ("configurations", "folds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}: {values} names something twice; name each once")
+        if max(self.folds) >= self.splits.n_folds:
+            raise ValueError(
+                f"folds: {max(self.folds)} does not exist; splits.n_folds: {self.splits.n_folds} "
+                f"gives the folds 0 to {self.splits.n_folds - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_weights_exist(self) -> "Params":
+        if self.validate_.weights == "averaged" and self.train.ema.decay is None:
+            raise ValueError(
+                "validate.weights: averaged needs train.ema.decay, which is null"
+            )
+        return self
+
+    @property
+    def dataset_name(self) -> str:
+        """The last part of the dataset's path: what its preprocessed folder is called."""
+        return Path(self.dataset).resolve().name
