@@ -107,7 +107,12 @@ def of_code(rule: str) -> str:
     return of([_meaning((PACKAGE / module).read_text()) for module in DECIDING_MODULES[rule]] + [FORMAT_VERSION])
 
 
-def _meaning(source: str) -> str:
+def of_source(path: Path) -> str:
+    """Identity of the code of one module's file, of which comments, docstrings and layout do not count."""
+    return of(_meaning(path.read_bytes()))
+
+
+def _meaning(source: str | bytes) -> str:
     """The syntax tree of a module without its docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -1,10 +1,17 @@
-"""The plain U-Net of a plan, with the module names of dynamic_network_architectures, so that nnU-Net's weights load."""
+"""The network of a training: the plan's plain U-Net or a custom one.
+
+The plain U-Net has the module names of dynamic_network_architectures, so that nnU-Net's weights load.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from segpipe import plugins
+from segpipe.errors import SegpipeError, problem
+from segpipe.params import Train
 from segpipe.prepare.plan import Configuration
 
 NEGATIVE_SLOPE = 1e-2
@@ -108,13 +115,72 @@ class PlainConvUNet(nn.Module):
         return logits
 
 
-def build(n_channels: int, n_classes: int, plan: Configuration, seed: int) -> PlainConvUNet:
-    """The network of a configuration with He weights (slope 0.01) and zero biases, decided by `seed` alone."""
-    network = PlainConvUNet(n_channels, n_classes, plan)
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE, generator=generator)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+def create(n_channels: int, n_classes: int, plan: Configuration, path: str | None) -> nn.Module:
+    """The network of a configuration with whatever weights it is born with.
+
+    path : import path of a custom network, called as `PlainConvUNet` is; None for `PlainConvUNet` itself
+
+    Raises SegpipeError where the path leads nowhere or to something that makes no network.
+    """
+    if path is None:
+        return PlainConvUNet(n_channels, n_classes, plan)
+    network = plugins.load(path, "train.network")(n_channels, n_classes, plan)
+    if not isinstance(network, nn.Module):
+        raise SegpipeError(
+            problem(
+                "the custom network is none",
+                where="params.yaml: train.network",
+                found=f"{path!r} returned an object of type {type(network).__name__}",
+                expected="a torch.nn.Module",
+                cure="return the network from it; docs/extending.md shows one",
+            )
+        )
     return network
+
+
+def build(n_channels: int, n_classes: int, plan: Configuration, settings: Train) -> nn.Module:
+    """A network whose weights are decided by settings alone, whatever random numbers were drawn before.
+
+    The plan's own network gets `settings.initialisation`; a custom one initialises itself, with torch's random numbers
+    seeded by `settings.seed`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)  # not torch.manual_seed: it would seed the devices as well
+        network = create(n_channels, n_classes, plan, settings.network)
+    if settings.network is None:
+        _initialise(network, settings.initialisation, settings.seed)
+    return network
+
+
+def _initialise(network: nn.Module, scheme: str, seed: int) -> None:
+    """Draw the weights of all convolutions anew, and set their biases to zero.
+
+    he : normal, for the leaky ReLU's slope, and xavier : uniform (dynamic_network_architectures/initialization)
+    orthogonal : with the leaky ReLU's gain
+    """
+    generator = torch.Generator().manual_seed(seed)
+    gain = nn.init.calculate_gain("leaky_relu", NEGATIVE_SLOPE)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear):
+            if scheme == "he":
+                nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE, generator=generator)
+            elif scheme == "xavier":
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            else:
+                nn.init.orthogonal_(module.weight, gain, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def outputs(network: nn.Module, x: Tensor, n_outputs: int) -> list[Tensor]:
+    """Logits of the `n_outputs` finest resolutions, the finest first, each (B, n_classes, ...).
+
+    n_outputs : at most `n_available_outputs`
+    """
+    supervised: Any = getattr(network, "supervised", None)
+    return list(supervised(x, n_outputs)) if supervised else [network(x)]
+
+
+def n_available_outputs(network: nn.Module, plan: Configuration) -> int:
+    """How many resolutions `outputs` can give: one per stage of the plan's decoder, or only the full one."""
+    return len(plan.strides) - 1 if hasattr(network, "supervised") else 1

@@ -1,0 +1,136 @@
+"""Code of the user's that a setting names by an import path, `package.module:name` (docs/extending.md)."""
+
+import contextlib
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from segpipe import digest
+from segpipe.errors import SegpipeError, problem
+
+
+def load(path: str, setting: str) -> Any:
+    """What `path` names: from the working directory first, else from an installed package.
+
+    setting : the line of params.yaml, for the message
+
+    Raises SegpipeError where the module cannot be imported, has no such name, or has one that cannot be called.
+    """
+    module_name, name = path.split(":")
+    module = _module(module_name, setting)
+    if not hasattr(module, name):
+        known = [other for other in vars(module) if not other.startswith("_")]
+        raise _error(
+            "the module has no such name",
+            setting,
+            f"{path!r}; no {name!r} in {_origin(module)}",
+            f"one of {', '.join(known)}" if known else "a name that the module defines",
+            _hint(name, known, "name a function or class of that module"),
+        )
+    found = getattr(module, name)
+    if not callable(found):
+        raise _error(
+            "what the import path names cannot be called",
+            setting,
+            f"{path!r} is of type {type(found).__name__} in {_origin(module)}",
+            "a function or a class",
+            "name one of those; docs/extending.md says what it is called with",
+        )
+    return found
+
+
+def source_digest(path: str, setting: str) -> str:
+    """Identity of the code of the module that `path` names; comments, docstrings and layout do not count.
+
+    Of this one file only: modules that it imports do not count.
+
+    Raises SegpipeError as `load` does, and where the module has no file.
+    """
+    load(path, setting)
+    module = sys.modules[path.partition(":")[0]]
+    if module.__spec__ is None or not module.__spec__.has_location or module.__spec__.origin is None:
+        raise _error(
+            "an edit of the module could not be noticed",
+            setting,
+            f"{path!r}, which has no file",
+            "a module with a file of its own",
+            "wrap it in a function of your own module",
+        )
+    file = Path(module.__spec__.origin)
+    return digest.of_source(file) if file.suffix == ".py" else digest.of_file(file)
+
+
+def _module(name: str, setting: str) -> ModuleType:
+    with _working_directory_first():
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise _broken(name, setting, error) from error
+            raise _absent(error.name, setting) from None
+        except Exception as error:
+            raise _broken(name, setting, error) from error
+
+
+@contextlib.contextmanager
+def _working_directory_first() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()  # a file younger than the last look into its folder would not be seen
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _absent(name: str, setting: str) -> SegpipeError:
+    """There is no such module. name : up to and with the part that was not found"""
+    package, _, missing = name.rpartition(".")
+    folders = getattr(sys.modules[package], "__path__", []) if package else [Path.cwd()]
+    known = sorted({child for folder in folders for child in _modules_in(Path(folder))})
+    searched = package or f"the working directory {Path.cwd()} and the installed packages"
+    return _error(
+        "no such module",
+        setting,
+        f"no {missing!r} in {searched}",
+        "package.module:name, importable from the working directory or installed",
+        _hint(missing, known, "correct the path, or run from the folder that holds the module"),
+    )
+
+
+def _modules_in(folder: Path) -> Iterator[str]:
+    for child in folder.iterdir() if folder.is_dir() else ():
+        if child.suffix == ".py" or child.is_dir():
+            yield child.stem
+
+
+def _broken(name: str, setting: str, error: Exception) -> SegpipeError:
+    """The module is there, but its own code fails; the last line of it that was running is what helps."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return _error(
+        "the module cannot be imported",
+        setting,
+        f"{name}: {type(error).__name__}: {error}{place}",
+        "a module that imports without an error",
+        f"mend what the error says; python -c 'import {name}' shows all of it",
+    )
+
+
+def _origin(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or f"module {module.__name__}"
+
+
+def _hint(wanted: str, known: list[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(wanted, known, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def _error(what: str, setting: str, found: object, expected: object, cure: str) -> SegpipeError:
+    return SegpipeError(problem(what, where=f"params.yaml: {setting}", found=found, expected=expected, cure=cure))
