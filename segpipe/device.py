@@ -53,6 +53,18 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def set_deterministic(wanted: bool) -> None:
+    """Let CUDA choose algorithms that give the same bits twice, or the fastest ones for fixed shapes.
+
+    The CPU is deterministic in any case.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; what cuBLAS needs for it
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory that it has not written
+
+
 def keep_heap() -> None:
     """Let glibc keep freed blocks instead of returning each large tensor to the kernel: 1.5x faster CPU training."""
     if sys.platform == "linux":

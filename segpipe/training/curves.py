@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
 
 from segpipe import digest
 
@@ -26,6 +27,25 @@ def _short(value: Any) -> Any:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
 
 
+class Board:
+    """The rows for TensorBoard: `tensorboard --logdir results` shows all trainings, each a run."""
+
+    def __init__(self, folder: Path, n_rows: int) -> None:
+        # what a killed process wrote of later epochs is not shown twice
+        self._writer = SummaryWriter(folder, purge_step=n_rows + 1)
+
+    def write(self, row: Row) -> None:
+        """Add an epoch."""
+        for key, value in row.items():
+            if key not in ("epoch", "step") and value is not None:
+                self._writer.add_scalar(f"{key.split('_')[0]}/{key}", value, row["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self._writer.close()
+
+
 def draw(path: Path, rows: list[Row], classes: list[str]) -> None:
     """Losses, Dice per class with its running mean, and the learning rate over the epochs."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -40,6 +60,9 @@ def draw(path: Path, rows: list[Row], classes: list[str]) -> None:
     for name in classes:
         line(dice, f"dice_{name}", name, linewidth=1)
     line(dice, "dice_ema", "running mean", color="black", linewidth=2)
+    for key, label in (("averaged_dice_mean", "of averaged weights"), ("case_dice_mean", "on whole cases")):
+        if key in rows[0]:
+            line(dice, key, label, color="black", linestyle="--" if "averaged" in key else "", marker=".")
     line(rate, "learning_rate", "learning rate")
     for axes, title in ((losses, "loss"), (dice, "Dice on validation patches"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")

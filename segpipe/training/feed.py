@@ -6,12 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from segpipe.params import Train
 from segpipe.prepare.store import Store, StoredCase
 from segpipe.training.augment import Geometry, augmented_patch, read_patch
-from segpipe.training.sampling import TRAINING, VALIDATION, Box, draw_box, forced_foreground, generator
+from segpipe.training.sampling import TRAINING, VALIDATION, Box, case_in_pass, draw_box, forced_foreground, generator
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Feed:
-    """The batches of one training: from which cases, in which geometry."""
+    """The batches of one training: from which cases, in which geometry. pin : into page-locked memory."""
 
     store: Store
     train_cases: list[str]
     val_cases: list[str]
     settings: Train
+    pin: bool
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -46,31 +48,35 @@ class Feed:
         """All cases, memory-mapped: what is read stays in the page cache while memory allows."""
         return {case: self.store.open(case) for case in sorted({*self.train_cases, *self.val_cases})}
 
-    def training(self, step: int) -> Batch:
-        """The batch of a training step, counted from the start of the training."""
-        return self._batch(TRAINING, step, self.train_cases, self.settings.augment)
+    def training(self, number: int) -> Batch:
+        """A training batch, counted from the start of the training; a step takes `accumulate` of them."""
+        step, part = divmod(number, self.settings.accumulate)
+        n = self.store.planned.batch_size
+        return self._batch(TRAINING, step, range(part * n, (part + 1) * n), n * self.settings.accumulate)
 
-    def validation(self, step: int) -> Batch:
+    def validation(self, number: int) -> Batch:
         """A validation batch; the same in every epoch, so that epochs compare."""
-        return self._batch(VALIDATION, step, self.val_cases, False)
+        n = self.store.planned.batch_size
+        return self._batch(VALIDATION, number, range(n), n)
 
-    def _batch(self, stream: int, step: int, cases: list[str], augment: bool) -> Batch:
-        samples = [
-            self._sample(stream, step, sample, cases, augment) for sample in range(self.store.planned.batch_size)
-        ]
+    def _batch(self, stream: int, step: int, numbers: range, n_in_step: int) -> Batch:
+        """The samples `numbers` of the `n_in_step` that a step takes in all."""
+        share = self.settings.oversample_foreground
+        samples = [self._sample(stream, step, i, n_in_step, forced_foreground(i, n_in_step, share)) for i in numbers]
         image = torch.stack([image for image, _, _ in samples])
         label = torch.stack([label for _, label, _ in samples]).clamp_min(0).long()
         if len(self.store.planned.patch_size) == 2:
             image, label = image.squeeze(2), label.squeeze(1)
-        return Batch(image, label, [source for _, _, source in samples])
+        sources = [source for _, _, source in samples]
+        return Batch(image.pin_memory(), label.pin_memory(), sources) if self.pin else Batch(image, label, sources)
 
     def _sample(
-        self, stream: int, step: int, sample: int, cases: list[str], augment: bool
+        self, stream: int, step: int, sample: int, n_in_step: int, force: bool
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, Box]]:
         rng = generator(self.settings.seed, stream, step, sample)
-        name = cases[int(rng.integers(len(cases)))]
+        augment = self.settings.augment and stream == TRAINING
+        name = self._case(rng, stream, step * n_in_step + sample)
         case = self.opened[name]
-        force = forced_foreground(sample, self.store.planned.batch_size, self.settings.oversample_foreground)
         patch, reach = self.geometry.patch_size, self.geometry.reach if augment else self.geometry.patch_size
         margin = [outer - inner for outer, inner in zip(reach, patch, strict=True)]
         box = draw_box(rng, case, reach, margin, force)
@@ -81,25 +87,36 @@ class Feed:
             image, label = read_patch(case, box, self.geometry, None)
         return image, label, (name, box)
 
+    def _case(self, rng: np.random.Generator, stream: int, number: int) -> str:
+        """The case of a sample, counted from the start of its stream."""
+        cases = self.train_cases if stream == TRAINING else self.val_cases
+        if stream == TRAINING and not self.settings.replacement:
+            return cases[case_in_pass(self.settings.seed, number, len(cases))]
+        return cases[int(rng.integers(len(cases)))]
+
     def _masked(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Channels that were normalised inside the nonzero mask stay zero outside it, whatever was drawn."""
         use_mask = torch.tensor(self.store.planned.use_mask_for_norm).view(-1, 1, 1, 1)
         return image.masked_fill(use_mask & (label < 0), 0) if use_mask.any() else image
 
 
-def ahead(batch_of: Callable[[int], Batch], steps: range, depth: int) -> Iterator[Batch]:
-    """Yield the batches of `steps` in order while `depth` threads prepare the next ones; 0 prepares each when due.
+def ahead(batch_of: Callable[[int], Batch], numbers: range, depth: int, threads: int) -> Iterator[Batch]:
+    """Yield the batches of `numbers` in order while `threads` threads prepare the next `depth`; 0 threads: when due.
 
     0 is right on the CPU: there two thread teams on the same cores made a step five times slower.
     """
-    if depth == 0:
-        yield from map(batch_of, steps)
+    if threads == 0:
+        yield from map(batch_of, numbers)
         return
-    with ThreadPoolExecutor(depth) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         queue: deque[Future[Batch]] = deque()
-        for step in steps:
-            queue.append(pool.submit(batch_of, step))
-            if len(queue) > depth:
+        try:
+            for number in numbers:
+                queue.append(pool.submit(batch_of, number))
+                if len(queue) > depth:
+                    yield queue.popleft().result()
+            while queue:
                 yield queue.popleft().result()
-        while queue:
-            yield queue.popleft().result()
+        finally:
+            for future in queue:  # nobody waits for them any more
+                future.cancel()

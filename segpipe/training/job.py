@@ -1,28 +1,26 @@
-"""One training from its inputs to its finished files: identity, resume, log, checkpoints.
+"""One training from its inputs to its finished files: resume, log, checkpoints.
 
 State lives in `state/<digest>/`, which no rule declares: a failed or killed job keeps it, other settings have another
 digest and neither resume it nor overwrite it. The declared files are copied out by rename at the end.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from logging import FileHandler, getLogger
 from pathlib import Path
-from sys import intern
 from typing import Any
 
 import torch
 
-from segpipe import device, digest
+from segpipe import digest
 from segpipe.data import splits
-from segpipe.params import Params, section
+from segpipe.params import Params
 from segpipe.prepare.store import Store
-from segpipe.training import checkpoint, curves, loop
-from segpipe.training.feed import Feed
-from segpipe.training.loop import Row, Training
-from segpipe.training.network import build
-from segpipe.training.schedule import optimiser
+from segpipe.training import checkpoint, curves, divergence, interrupt, loop, model, selection
+from segpipe.training.identity import FILE, Identity, identify, shorter
+from segpipe.training.selection import Row
+from segpipe.training.setup import Scorer, Setup, classes
 
 log = getLogger(__name__)
 
@@ -30,39 +28,33 @@ STEP_LINE_EVERY_S = 30.0  # a line within an epoch, where epochs are long
 DRAW_EVERY_S = 60.0
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a training is. settings : equal in all folds of a configuration; digest : of this fold."""
-
-    settings: str
-    digest: str
-
-
-def identify(store: Store, fold: splits.Fold, params: Params) -> Identity:
-    """The digests of a training."""
-    planned = {key: value for key, value in asdict(store.planned).items() if key != "reasons"}
-    settings = digest.of([section(params, "train"), planned, store.cases.labels, digest.of_code("train")])
-    return Identity(settings, digest.of([settings, store.digest, fold]))
-
-
-def train(store: Store, splits_path: Path, fold_name: str, out: Path, params: Params) -> None:
+def train(
+    store: Store, splits_path: Path, fold_name: str, out: Path, params: Params, whole_cases: Scorer | None = None
+) -> None:
     """Train one configuration on one fold, or continue it, and write its finished files into `out`.
 
     A training with the same digest that is finished is published again within seconds.
+
+    whole_cases : makes the function that scores whole validation cases, for `train.full_validation`
+    Raises SegpipeError where the settings ask for what does not exist and where the training diverges; Interrupted
+    after SIGTERM or SIGUSR1, when the state is saved.
     """
     fold = splits.read(splits_path, fold_name)
-    identity = identify(store, fold, params)
-    state = out / "state" / identity.digest
     title = f"training {store.configuration} fold {fold_name}"
     with digest.exclusive(out / "state" / ".lock", title) as report:
-        state.mkdir(parents=True, exist_ok=True)
-        handler = FileHandler(state / "train.log")
-        getLogger().addHandler(handler)
-        try:
-            _Job(store, fold, state, identity, params, title).run(report)
-        finally:
-            getLogger().removeHandler(handler)
+        identity = identify(store, fold, params, out / "state")
+        state = out / "state" / identity.digest
+        if not (state / "final.pth").exists():
+            setup = Setup.of(store, fold, params)
+            digest.write_json(state / FILE, identity.record())
+            handler = FileHandler(state / "train.log")
+            getLogger().addHandler(handler)
+            try:
+                _Job(setup, state, identity, title, report).run(whole_cases)
+            finally:
+                getLogger().removeHandler(handler)
         _publish(state, out)
+    log.info("%s: published from %s", title, state)
 
 
 def _publish(state: Path, out: Path) -> None:
@@ -79,91 +71,146 @@ class _Job:
     """A training with its files. `run` is the order of things; the rest is called by the loop."""
 
     def __init__(
-        self, store: Store, fold: splits.Fold, state: Path, identity: Identity, params: Params, title: str
+        self, setup: Setup, state: Path, identity: Identity, title: str, report: Callable[[str], None]
     ) -> None:
-        self.store, self.state, self.identity, self.params, self.title = store, state, identity, params, title
-        self.settings = params.train
-        self.device = device.start(params.runtime)
-        self.dtype = device.precision(self.settings.precision, self.device)
-        cases = store.cases
-        self.classes = [name for name, value in cases.labels.items() if value]
-        network = build(len(cases.channel_names), len(cases.labels), store.planned, self.settings.seed).to(self.device)
-        self.training = Training(
-            network,
-            optimiser(network, self.settings),
-            torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16),
-            Feed(store, fold["train"], fold["val"], self.settings),
-            self.settings,
-            self.device,
-            self.dtype,
-            0 if self.device.type == "cpu" else params.runtime.prefetch,
-            [],
-        )
-        self.last_line = self.last_drawing = time.monotonic()
+        self.setup, self.state, self.identity, self.title, self.report = setup, state, identity, title, report
+        self.settings, self.runtime = setup.params.train, setup.params.runtime
+        self.classes = classes(setup.store)
+        self.callbacks = setup.callbacks()
+        self.writer = checkpoint.Writer()
+        self.best: dict[str, Any] | None = None  # kept here where nothing but the end is written
         self.step_seconds: list[float] = []
+        self.last_line = self.last_drawing = time.monotonic()
 
-    def run(self, report: Any) -> None:
+    def run(self, whole_cases: Scorer | None) -> None:
         """Resume, train to the end, write the final files."""
-        self.report = report
-        self._resume()
-        loop.fit(self.training, self._on_step, self._on_epoch_end)
-        rows = self.training.rows
-        curves.write_csv(self.state / "metrics.csv", rows)
-        curves.draw(self.state / "progress.png", rows, self.classes)
-        checkpoint.save(self.state / "final.pth", self._model(rows[-1]))
-        log.info("%s: finished, best running mean of Dice %.4f", self.title, max(row["dice_ema"] for row in rows))
+        with interrupt.noted() as self.requests:
+            self.training = self.setup.training(whole_cases, self._between)
+            self._resume()
+            self.board = curves.Board(self.state / "tensorboard", len(self.training.rows))
+            try:
+                loop.fit(self.training, self._between, self._on_epoch_end)
+            except divergence.Diverged as found:
+                raise divergence.explain(found, self.training, self.state) from None
+            finally:
+                self.writer.finish()
+                self.board.close()
+            self._finish()
 
     def _resume(self) -> None:
-        latest = self.state / "latest.pth"
-        if latest.exists():
-            content = checkpoint.load(latest, self.device)
-            self.training.network.load_state_dict(content["network"])
-            self.training.optimiser.load_state_dict(content["optimiser"])
-            self.training.scaler.load_state_dict(content["scaler"])
-            # keys as the loop names them, the same objects: so a resume leaves no trace in the bytes of the final file
-            self.training.rows = [{intern(key): value for key, value in row.items()} for row in content["rows"]]
-        done = len(self.training.rows)
-        start = f"continues after epoch {done}" if done else "starts"
-        precision = str(self.dtype).removeprefix("torch.")
-        log.info("%s: %s (%s, %s, digest %s)", self.title, start, self.device, precision, self.identity.digest)
-        run = {"device": str(self.device), "precision": precision, "threads": torch.get_num_threads()}
-        digest.write_json(self.state / "run.json", {**run, "torch": torch.__version__, "resumed_after_epoch": done})
+        path = self._resume_from()
+        if path is not None:
+            content, training = checkpoint.load(path), self.training
+            resume = content["resume"]
+            training.network.load_state_dict(content["network"])
+            if training.averaged is not None:
+                training.averaged.load_state_dict(content["averaged"])
+            training.optimiser.load_state_dict(resume["optimiser"])
+            training.scaler.load_state_dict(resume["scaler"])
+            training.rows, training.losses = resume["rows"], list(resume["losses"].to(training.device).unbind())
+        run = self._describe_start(path)
+        digest.write_json(self.state / "run.json", run)
 
-    def _on_step(self, epoch: int, step: int) -> None:
+    def _resume_from(self) -> Path | None:
+        """The checkpoint to go on from: this training's, else the one of the training that it continues."""
+        own = self.state / "latest.pth"
+        parent = self.identity.parent
+        return own if own.exists() else parent / "latest.pth" if parent else None
+
+    def _describe_start(self, path: Path | None) -> dict[str, Any]:
+        """Say in the log how the training starts; what is said and what else is of this machine, for run.json."""
+        done, step = len(self.training.rows), self.training.step
+        within = f" and {len(self.training.losses)} steps" if self.training.losses else ""
+        start = f"continues after epoch {done}{within}" if path else "starts"
+        parent = self.identity.parent
+        if path and parent and parent in path.parents:
+            start = f"extends a finished training of {step} steps ({parent.name}) to {self.identity.total_steps}"
+        elif not path and self.settings.on_extend == "restart" and shorter(self.identity, self.state.parent):
+            start = "starts from the beginning (train.on_extend: continue would extend the finished shorter training)"
+        precision = str(self.setup.dtype).removeprefix("torch.")
+        log.info("%s: %s (%s, %s, digest %s)", self.title, start, self.setup.device, precision, self.identity.digest)
+        run = {"device": str(self.setup.device), "precision": precision, "threads": torch.get_num_threads()}
+        runtime = self.runtime.model_dump(mode="json")
+        return {**run, "torch": torch.__version__, "runtime": runtime, "start": start, "resumed_after_step": step}
+
+    def _between(self) -> None:
+        """Before each step and each validation batch: obey a signal, say how far the epoch is."""
+        if self.requests.number is not None:
+            raise self._interrupted(interrupt.Interrupted(self.requests.number))
         if time.monotonic() - self.last_line > STEP_LINE_EVERY_S:
-            n = self.settings.iterations_per_epoch
-            self._line(f"epoch {epoch + 1}/{self.settings.epochs}  step {step}/{n}")
+            training, total = self.training, self.training.length.total_steps
+            self._line(f"epoch {len(training.rows) + 1}/{training.epochs}  step {training.step}/{total}")
+
+    def _interrupted(self, request: interrupt.Interrupted) -> interrupt.Interrupted:
+        if self.runtime.disable_checkpointing:
+            self._line(f"{self.title}: {request.name}, nothing saved (runtime.disable_checkpointing)")
+        else:
+            self.writer.save(self.state / "latest.pth", self._resumable())
+            self.writer.finish()
+            self._line(f"{self.title}: {request.name}, saved after step {self.training.step}; a rerun continues there")
+        return request
 
     def _on_epoch_end(self, row: Row, seconds_per_step: float) -> None:
         """Best first, latest last: a kill in between repeats the epoch with the same result."""
-        rows = self.training.rows
-        if row["dice_ema"] > max((earlier["dice_ema"] for earlier in rows[:-1]), default=float("-inf")):
-            checkpoint.save(self.state / "best.pth", self._model(row))
+        training, rows = self.training, self.training.rows
+        for callback in self.callbacks:
+            callback(training, row)
+        if selection.best_epoch(rows) == row["epoch"]:
+            self._save_best()
         curves.write_csv(self.state / "metrics.csv", rows)
         if time.monotonic() - self.last_drawing > DRAW_EVERY_S:
             curves.draw(self.state / "progress.png", rows, self.classes)
             self.last_drawing = time.monotonic()
-        checkpoint.save(self.state / "latest.pth", self._resumable())
-        self.step_seconds.append(seconds_per_step)
+        is_due = row["epoch"] % self.runtime.checkpoint_every == 0 or training.is_over()
+        if is_due and not self.runtime.disable_checkpointing:
+            self.writer.save(self.state / "latest.pth", self._resumable())
+        self.board.write(row)
         self._timing(row["epoch"], seconds_per_step)
         self._line(self._describe(row, seconds_per_step))
-        self.report(f"{self.title}, epoch {row['epoch']}/{self.settings.epochs} done")
+        self.report(f"{self.title}, epoch {row['epoch']}/{training.epochs} done")
+
+    def _save_best(self) -> None:
+        if self.runtime.disable_checkpointing:
+            self.best = checkpoint.snapshot(self._model())
+        else:
+            self.writer.save(self.state / "best.pth", self._model())
+
+    def _finish(self) -> None:
+        """The files that are published; `final` comes last, as it says that the others are there."""
+        rows, stop = self.training.rows, selection.stopped(self.training.rows, self.settings.early_stopping)
+        curves.write_csv(self.state / "metrics.csv", rows)
+        curves.draw(self.state / "progress.png", rows, self.classes)
+        checkpoint.save(self.state / "best.pth", self._finished_best())
+        checkpoint.save(self.state / "final.pth", self._model())
+        if stop is not None:
+            log.info("%s: stopped early after epoch %d: %s", self.title, stop["epoch"], stop["reason"])
+        best, sizes = selection.best_epoch(rows), checkpoint.sizes(self.state)
+        log.info("%s: finished after epoch %d, best is epoch %s; %s", self.title, len(rows), best, sizes)
+
+    def _finished_best(self) -> dict[str, Any]:
+        """The best model, with what happened after it; it may be that of the training which this one continues."""
+        if selection.best_epoch(self.training.rows) is None:
+            log.warning("%s: no epoch had a fitness; the last one counts as the best", self.title)
+            return self._model()
+        path, parent = self.state / "best.pth", self.identity.parent
+        if self.best is None and not path.exists() and parent is not None:
+            path = parent / "best.pth"
+        best = self.best or checkpoint.load(path)
+        return {**self._model(), **{key: best[key] for key in ("epoch", "step", "row", "network", "averaged")}}
 
     def _line(self, text: str) -> None:
         log.info("%s", text)
         self.last_line = time.monotonic()
 
     def _describe(self, row: Row, seconds_per_step: float) -> str:
-        recent = self.step_seconds[-5:]
-        steps = (self.settings.epochs - row["epoch"]) * self.settings.iterations_per_epoch
-        left = timedelta(seconds=round(steps * sum(recent) / len(recent)))
-        dice = " ".join(
-            f"{n} {'-' if row[f'dice_{n}'] is None else format(row[f'dice_{n}'], '.3f')}" for n in self.classes
-        )
+        training = self.training
+        self.step_seconds = [*self.step_seconds[-4:], seconds_per_step]
+        seconds = (training.length.total_steps - row["step"]) * sum(self.step_seconds) / len(self.step_seconds)
+        dice = " ".join(f"{name} {_readable(row[f'dice_{name}'])}" for name in self.classes)
         return (
-            f"epoch {row['epoch']}/{self.settings.epochs}  loss {row['train_loss']:.3f}  val {row['val_loss']:.3f}  "
+            f"epoch {row['epoch']}/{training.epochs}  loss {row['train_loss']:.3f}  val {row['val_loss']:.3f}  "
             f"dice {dice}  ema {row['dice_ema']:.3f}  lr {row['learning_rate']:.5f}  "
-            f"{seconds_per_step:.3f} s/it  left {left}"
+            f"{seconds_per_step:.3f} s/it  left {timedelta(seconds=round(seconds))}"
         )
 
     def _timing(self, epoch: int, seconds_per_step: float) -> None:
@@ -172,29 +219,20 @@ class _Job:
             file.write(f"{epoch},{seconds_per_step:.4f},{time.time():.1f}\n")
 
     def _resumable(self) -> dict[str, Any]:
+        """A model, and what else the training needs to go on from here, in the middle of an epoch too."""
         training = self.training
-        return {
-            "network": training.network.state_dict(),
+        resume = {
             "optimiser": training.optimiser.state_dict(),
             "scaler": training.scaler.state_dict(),
             "rows": training.rows,
+            "losses": torch.stack(training.losses) if training.losses else torch.empty(0),
         }
+        return {**self._model(), "resume": resume}
 
-    def _model(self, row: Row) -> dict[str, Any]:
+    def _model(self) -> dict[str, Any]:
         """A checkpoint that predicts without anything beside it; no optimiser state."""
-        plan = {key: self.store.plan[key] for key in ("transpose_forward", "transpose_backward", "intensities")}
-        return {
-            "format": digest.FORMAT_VERSION,
-            "digest": self.identity.digest,
-            "settings_digest": self.identity.settings,
-            "configuration": self.store.configuration,
-            "plan": {**plan, "configurations": {self.store.configuration: asdict(self.store.planned)}},
-            "labels": self.store.cases.labels,
-            "channel_names": self.store.cases.channel_names,
-            "mirror_axes": self.settings.mirror_axes,
-            "precision": str(self.dtype).removeprefix("torch."),
-            "settings": section(self.params, "train"),
-            "epoch": row["epoch"],
-            "row": row,
-            "network": {key: value.cpu() for key, value in self.training.network.state_dict().items()},
-        }
+        return model.content(self.setup, self.training, self.identity)
+
+
+def _readable(dice: float | None) -> str:
+    return "-" if dice is None else format(dice, ".3f")

@@ -2,128 +2,213 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from segpipe.errors import SegpipeError
 from segpipe.params import Train
+from segpipe.training import averaging, divergence, selection
 from segpipe.training.feed import Batch, Feed, ahead
-from segpipe.training.loss import n_supervised, supervised_loss
-from segpipe.training.network import PlainConvUNet
-from segpipe.training.schedule import rate
-
-Row = dict[str, Any]
+from segpipe.training.loss import SegmentationLoss
+from segpipe.training.optimiser import set_rate
+from segpipe.training.schedule import Length, Rate
+from segpipe.training.selection import Row
 
 
 @dataclass
 class Training:
     """Everything that changes while training, and what it is made of.
 
+    averaged : running mean of the weights, or None
+    forward : a network's `n` finest outputs for a batch, compiled where that is wanted
+    whole_cases : Dice of a network on whole validation cases, or None
     dtype : of convolutions under autocast; float32 is no autocast
-    rows : one per finished epoch; the next epoch is `len(rows)`
+    prefetch, feed_threads : batches prepared ahead, and by how many threads
+    rows : one per finished epoch
+    losses : one per step of the unfinished epoch
     """
 
-    network: PlainConvUNet
+    network: nn.Module
+    averaged: nn.Module | None
+    forward: Callable[[nn.Module, Tensor, int], list[Tensor]]
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     feed: Feed
+    loss: SegmentationLoss
+    n_outputs: int
+    length: Length
+    rate: Rate
+    whole_cases: Callable[[nn.Module], Row] | None
     settings: Train
     device: torch.device
     dtype: torch.dtype
     prefetch: int
+    feed_threads: int
     rows: list[Row]
+    losses: list[Tensor]
+
+    @property
+    def evaluated_step(self) -> int:
+        """How many steps were done when the last epoch ended."""
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.evaluated_step + len(self.losses)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there will be."""
+        return len(self.rows) + self.length.epochs_after(self.evaluated_step)
+
+    def is_over(self) -> bool:
+        """Whether the last step is done and evaluated, or the training stops early."""
+        done = self.evaluated_step == self.length.total_steps
+        return done or selection.stopped(self.rows, self.settings.early_stopping) is not None
 
 
-def fit(training: Training, on_step: Callable[[int, int], None], on_epoch_end: Callable[[Row, float], None]) -> None:
-    """Train from the first unfinished epoch to the last.
+def fit(training: Training, between: Callable[[], None], on_epoch_end: Callable[[Row, float], None]) -> None:
+    """Train from the first step that is not done to the last.
 
-    on_step : called with epoch and step of the epoch, before each training step
+    between : called before each training step and each validation batch; may raise to stop there
     on_epoch_end : called with the epoch's row (already in `training.rows`) and its seconds per training step
     """
-    settings = training.settings
-    first, n = len(training.rows), settings.iterations_per_epoch
-    batches = ahead(training.feed.training, range(first * n, settings.epochs * n), training.prefetch)
-    for epoch in range(first, settings.epochs):
-        for group in training.optimiser.param_groups:
-            group["lr"] = rate(settings, epoch)
-        start = time.monotonic()
-        losses = []
-        for step, batch in enumerate(islice(batches, n)):
-            on_step(epoch, step)
-            losses.append(train_step(training, batch))
-        seconds_per_step = (time.monotonic() - start) / n
-        row = {"epoch": epoch + 1, "learning_rate": rate(settings, epoch), "train_loss": _mean(losses)}
-        row |= evaluate(training)
-        if not math.isfinite(row["train_loss"]):
-            raise SegpipeError(
-                f"the training loss is {row['train_loss']} in epoch {epoch + 1}; lower train.learning_rate"
-            )
-        row["dice_ema"] = _running_mean(settings, training.rows, row["dice_mean"])
-        training.rows.append(row)
-        on_epoch_end(row, seconds_per_step)
+    batches = _training_batches(training)
+    while not training.is_over():
+        start, before = time.monotonic(), len(training.losses)
+        for step in _rest_of_epoch(training):
+            between()
+            set_rate(training.optimiser, training.rate(step))
+            loss = train_step(training, step, [next(batches) for _ in range(training.settings.accumulate)])
+            if training.averaged is not None:
+                averaging.update(training.averaged, training.network, averaging.decay_at(step, training.settings.ema))
+            training.losses.append(loss)
+        train_loss = float(torch.stack(training.losses).mean())  # waits for the device
+        seconds_per_step = (time.monotonic() - start) / max(len(training.losses) - before, 1)
+        row = {
+            "epoch": len(training.rows) + 1,
+            "step": training.step,
+            "learning_rate": training.rate(training.step - 1),
+        }
+        row |= {"train_loss": train_loss, **evaluate(training, between), **_on_whole_cases(training)}
+        training.rows.append(selection.with_running_means(row, training.rows, training.settings.best))
+        training.losses = []
+        on_epoch_end(training.rows[-1], seconds_per_step)
 
 
-def train_step(training: Training, batch: Batch) -> torch.Tensor:
-    """One step of the optimiser; returns the loss without waiting for the device."""
+def _training_batches(training: Training) -> Iterator[Batch]:
+    k = training.settings.accumulate
+    numbers = range(training.step * k, training.length.total_steps * k)
+    return ahead(training.feed.training, numbers, training.prefetch, training.feed_threads)
+
+
+def _rest_of_epoch(training: Training) -> range:
+    """The steps of the epoch that are not done; none where it was interrupted between its steps and its end."""
+    return training.length.epoch_from(training.evaluated_step)[len(training.losses) :]
+
+
+def train_step(training: Training, step: int, batches: Sequence[Batch]) -> Tensor:
+    """One update of the weights from the mean loss over `batches`; returns it without waiting for the device.
+
+    Raises Diverged where the loss or a gradient is not finite.
+    """
     training.network.train()
-    loss, _ = _loss(training, batch)
     training.optimiser.zero_grad(set_to_none=True)
-    training.scaler.scale(loss).backward()
+    losses = []
+    for batch, elsewhere in zip(batches, _sums_elsewhere(training, batches), strict=True):
+        loss = _loss(training, training.network, batch, elsewhere)[0]
+        training.scaler.scale(loss / len(batches)).backward()
+        losses.append(loss.detach())
     training.scaler.unscale_(training.optimiser)
-    clip_grad_norm_(training.network.parameters(), training.settings.gradient_clip_norm)
+    norm = clip_grad_norm_(training.network.parameters(), training.settings.optimiser.clip_norm or math.inf)
+    mean = divergence.check(training, step, torch.stack(losses).mean(), norm)
     training.scaler.step(training.optimiser)
     training.scaler.update()
-    return loss.detach()
+    return mean
 
 
 @torch.no_grad()
-def evaluate(training: Training) -> Row:
-    """Loss and Dice per class on the fixed validation patches; the Dice counts all patches' voxels together."""
-    training.network.eval()
+def _sums_elsewhere(training: Training, batches: Sequence[Batch]) -> list[list[Tensor] | None]:
+    """For each batch the region sums of the others, where the Dice is one of all samples of a step together.
+
+    It costs a forward pass per batch; without it four batches of two would not learn what one of eight learns.
+    """
+    if len(batches) == 1 or not training.feed.store.planned.batch_dice:
+        return [None] * len(batches)
+    sums = []
+    for batch in batches:
+        outputs, label = _outputs(training, training.network, batch)
+        sums.append(training.loss.sums(outputs, label))
+    total = [torch.stack(level).sum(0) for level in zip(*sums, strict=True)]
+    return [[all_ - own for all_, own in zip(total, one, strict=True)] for one in sums]
+
+
+@torch.no_grad()
+def evaluate(training: Training, between: Callable[[], None]) -> Row:
+    """Loss and Dice per class on the fixed validation patches, of the weights and, prefixed, of their running mean."""
+    row = _evaluate(training, training.network, between)
+    if training.averaged is not None:
+        row |= {f"averaged_{key}": value for key, value in _evaluate(training, training.averaged, between).items()}
+    return row
+
+
+def _evaluate(training: Training, network: nn.Module, between: Callable[[], None]) -> Row:
+    """The Dice counts the voxels of all patches together."""
+    network.eval()
     losses, counts = [], []
-    steps = range(training.settings.val_iterations_per_epoch)
-    for batch in ahead(training.feed.validation, steps, training.prefetch):
-        loss, logits = _loss(training, batch)
+    numbers = range(training.settings.val_iterations_per_epoch)
+    for batch in ahead(training.feed.validation, numbers, training.prefetch, training.feed_threads):
+        between()
+        loss, logits, label = _loss(training, network, batch, None)
         losses.append(loss)
-        counts.append(_overlaps(logits.argmax(1), batch.label.to(training.device), logits.shape[1]))
+        counts.append(_overlaps(logits.argmax(1), label, logits.shape[1]))
     overlap, total = torch.stack(counts).sum(0).tolist()
     dice = [2 * o / t if t else None for o, t in zip(overlap, total, strict=True)]
     known = [value for value in dice if value is not None]
     names = [name for name, value in training.feed.store.cases.labels.items() if value]
     return {
-        "val_loss": _mean(losses),
+        "val_loss": float(torch.stack(losses).mean()),
         "dice_mean": sum(known) / len(known) if known else 0.0,
         **{f"dice_{name}": value for name, value in zip(names, dice, strict=True)},
     }
 
 
-def _loss(training: Training, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a batch and the logits at full resolution."""
+def _on_whole_cases(training: Training) -> Row:
+    """Dice on whole validation cases in the epochs that have it, nothing in the others."""
+    settings, names = training.settings, training.feed.store.cases.labels
+    if settings.full_validation.every is None:
+        return {}
+    if (len(training.rows) + 1) % settings.full_validation.every:
+        return dict.fromkeys(["case_dice_mean", *(f"case_dice_{name}" for name, value in names.items() if value)])
+    network = training.averaged if settings.full_validation.weights == "averaged" else training.network
+    assert training.whole_cases is not None
+    assert network is not None
+    return training.whole_cases(network)
+
+
+def _loss(training: Training, network: nn.Module, batch: Batch, elsewhere: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch, the logits at full resolution, and the label on the device."""
+    outputs, label = _outputs(training, network, batch)
+    return training.loss(outputs, label, elsewhere), outputs[0], label
+
+
+def _outputs(training: Training, network: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor]:
+    """The outputs that enter the loss, the finest first, and the label."""
     image = batch.image.to(training.device, non_blocking=True)
     label = batch.label.to(training.device, non_blocking=True)
-    plan = training.feed.store.planned
     with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
-        outputs = training.network.supervised(image, n_supervised(len(plan.strides)))
-    return supervised_loss(outputs, label, plan.batch_dice), outputs[0]
+        return training.forward(network, image, training.n_outputs), label
 
 
-def _overlaps(predicted: torch.Tensor, label: torch.Tensor, n_classes: int) -> torch.Tensor:
+def _overlaps(predicted: Tensor, label: Tensor, n_classes: int) -> Tensor:
     """(2, foreground classes): voxels in both, and in one plus in the other."""
     both = torch.bincount(label[predicted == label], minlength=n_classes)
     either = torch.bincount(predicted.flatten(), minlength=n_classes) + torch.bincount(
         label.flatten(), minlength=n_classes
     )
     return torch.stack([both[1:], either[1:]])
-
-
-def _running_mean(settings: Train, rows: list[Row], dice: float) -> float:
-    return settings.best_ema * rows[-1]["dice_ema"] + (1 - settings.best_ema) * dice if rows else dice
-
-
-def _mean(losses: Iterable[torch.Tensor]) -> float:
-    return float(torch.stack(list(losses)).mean())

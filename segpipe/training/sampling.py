@@ -1,8 +1,9 @@
 """Which case, which place: every draw is a pure function of seed, step and sample.
 
 A counter-based generator (Philox) gives the same numbers for any number of threads and before and after a resume.
-The places are nnU-Net's (nnunetv2/training/dataloading/data_loader.py): cases uniformly with replacement; the last
-third of a batch is centred on a voxel of a random class; the box may reach beyond the volume as far as it does there.
+The places are nnU-Net's (nnunetv2/training/dataloading/data_loader.py): cases uniformly, with replacement unless the
+settings say otherwise; the last third of a batch is centred on a voxel of a random class; the box may reach beyond the
+volume as far as it does there.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,21 @@ import numpy as np
 
 from segpipe.prepare.store import StoredCase
 
-TRAINING, VALIDATION = 0, 1  # independent streams of one seed
+TRAINING, VALIDATION, ORDER = 0, 1, 2  # independent streams of one seed
 
 
 def generator(seed: int, stream: int, step: int, sample: int) -> np.random.Generator:
     """The random numbers of one sample."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, sample, step]))
+
+
+def case_in_pass(seed: int, number: int, n_cases: int) -> int:
+    """Index of the case of the `number`th sample, counted from the start of the training, drawn without replacement.
+
+    Every pass over the cases has an order of its own.
+    """
+    order = generator(seed, ORDER, number // n_cases, 0).permutation(n_cases)
+    return int(order[number % n_cases])
 
 
 @dataclass(frozen=True)

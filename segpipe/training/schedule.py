@@ -1,23 +1,110 @@
-"""The optimiser and its rate. The rate is a pure function of the epoch, so a resume cannot get it wrong."""
+"""How long a training is, and its rate: pure functions of the step, so a resume cannot get them wrong.
 
-import torch
-from torch import nn
+A step is one update of the weights; steps are counted from the start of the training.
+"""
 
-from segpipe.params import Train
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-
-def optimiser(network: nn.Module, settings: Train) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, fused where the device has it."""
-    return torch.optim.SGD(
-        network.parameters(),
-        settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-        fused=next(network.parameters()).device.type in ("cpu", "cuda"),
-    )
+from segpipe import plugins
+from segpipe.errors import SegpipeError, problem
+from segpipe.params.train import Schedule, Train
 
 
-def rate(settings: Train, epoch: int) -> float:
-    """Polynomial decay per epoch (nnunetv2/training/lr_scheduler/polylr.py)."""
-    return settings.learning_rate * (1 - epoch / settings.epochs) ** settings.poly_exponent
+@dataclass(frozen=True)
+class Length:
+    """How many steps a training has, and after how many an epoch ends; the last one may be shorter."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def epochs_after(self, step: int) -> int:
+        """How many epochs follow a step at which one ended."""
+        boundaries = range(step // self.steps_per_epoch, math.ceil(self.total_steps / self.steps_per_epoch))
+        return len(boundaries) if step < self.total_steps else 0
+
+    def epoch_from(self, step: int) -> range:
+        """The steps from `step` to the end of its epoch."""
+        return range(step, min((step // self.steps_per_epoch + 1) * self.steps_per_epoch, self.total_steps))
+
+
+def length(settings: Train, n_cases: int, batch_size: int) -> Length:
+    """The length that the settings name.
+
+    n_cases, batch_size : of the training; they say how long one pass over the cases is
+    Raises SegpipeError where the warm-up leaves no step for the schedule.
+    """
+    n = settings.iterations_per_epoch
+    steps_per_epoch = math.ceil(n_cases / (batch_size * settings.accumulate)) if n == "pass" else n
+    total = settings.max_steps if settings.epochs is None else settings.epochs * steps_per_epoch
+    assert total is not None
+    if settings.schedule.warmup_steps >= total:
+        raise SegpipeError(
+            problem(
+                "the warm-up is as long as the training",
+                where="params.yaml: train.schedule.warmup_steps",
+                found=settings.schedule.warmup_steps,
+                expected=f"fewer than the {total} steps of the training",
+                cure="warm up for fewer steps, or train for longer",
+            )
+        )
+    return Length(steps_per_epoch, total)
+
+
+class Rate:
+    """The learning rate at a step, for parameter groups of factor 1."""
+
+    def __init__(self, settings: Train, length: Length) -> None:
+        self.learning_rate, self.settings, self.length = settings.optimiser.learning_rate, settings.schedule, length
+        self.factor = _factor(settings.schedule)
+
+    def __call__(self, step: int) -> float:
+        """The rate of a step; the same for all steps of an epoch where the schedule is per epoch."""
+        unit = self.length.steps_per_epoch if self.settings.per == "epoch" else 1
+        start, warmup = step // unit * unit, self.settings.warmup_steps
+        if start < warmup:
+            return self.learning_rate * min((start + unit) / warmup, 1)
+        end = math.ceil(self.length.total_steps / unit) * unit
+        return self.learning_rate * self.factor((start - warmup) / (end - warmup), self.settings)
+
+
+def _factor(settings: Schedule) -> Callable[[float, Schedule], float]:
+    if settings.name in FACTORS:
+        return FACTORS[settings.name]
+    custom: Callable[[float, Schedule], float] = plugins.load(settings.name, "train.schedule.name")
+    return custom
+
+
+def poly(p: float, settings: Schedule) -> float:
+    """Polynomial decay to zero (nnunetv2/training/lr_scheduler/polylr.py). p : share of the training that is done."""
+    return float((1 - p) ** settings.poly_exponent)
+
+
+def cosine(p: float, settings: Schedule) -> float:
+    """Half a cosine from 1 to `final_factor` (Loshchilov and Hutter 2017, without restarts)."""
+    return settings.final_factor + (1 - settings.final_factor) * (1 + math.cos(math.pi * p)) / 2
+
+
+def exponential(p: float, settings: Schedule) -> float:
+    """Equal ratios from step to step, `final_factor` at the end."""
+    return float(settings.final_factor**p)
+
+
+def step(p: float, settings: Schedule) -> float:
+    """Multiplied by `step_factor` at each of `steps_at`."""
+    return float(settings.step_factor ** sum(p >= at for at in settings.steps_at))
+
+
+def constant(p: float, settings: Schedule) -> float:
+    """No change."""
+    return 1.0
+
+
+FACTORS: dict[str, Callable[[float, Schedule], float]] = {
+    "poly": poly,
+    "cosine": cosine,
+    "exponential": exponential,
+    "step": step,
+    "constant": constant,
+}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from segpipe import cli
 from segpipe.data.dataset import Cases
+from segpipe.inference import full_validation
 from segpipe.params import Params
 from segpipe.prepare import store
 from segpipe.training import job
@@ -14,7 +15,7 @@ def main(args: Namespace, params: Params) -> None:
     """Train, or continue where the same training stopped; write checkpoints, metrics.csv and progress.png."""
     cases = Cases.read(Path(args.cases), params.dataset)
     cases_store = store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
-    job.train(cases_store, Path(args.splits), args.fold, Path(args.out), params)
+    job.train(cases_store, Path(args.splits), args.fold, Path(args.out), params, full_validation.scorer)
 
 
 if __name__ == "__main__":

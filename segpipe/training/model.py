@@ -1,0 +1,48 @@
+"""What a checkpoint holds for prediction: a model that needs nothing beside it."""
+
+from dataclasses import asdict
+from typing import Any
+
+from segpipe import digest
+from segpipe.params import section
+from segpipe.training import selection
+from segpipe.training.identity import Identity
+from segpipe.training.loop import Training
+from segpipe.training.setup import Setup
+
+
+def content(setup: Setup, training: Training, identity: Identity) -> dict[str, Any]:
+    """The model as it is now: plan, labels, weights, and what its training was. No optimiser state."""
+    store, settings = setup.store, setup.params.train
+    plan = {key: store.plan[key] for key in ("transpose_forward", "transpose_backward", "intensities")}
+    return {
+        "format": digest.FORMAT_VERSION,
+        "digest": identity.digest,
+        "settings_digest": identity.settings,
+        "configuration": store.configuration,
+        "plan": {**plan, "configurations": {store.configuration: asdict(store.planned)}},
+        "labels": store.cases.labels,
+        "channel_names": store.cases.channel_names,
+        "mirror_axes": settings.mirror_axes,
+        "precision": str(setup.dtype).removeprefix("torch."),
+        "settings": section(setup.params, "train"),
+        "epoch": len(training.rows),
+        "step": training.step,
+        "row": training.rows[-1] if training.rows else None,
+        "facts": facts(setup, training, identity),
+        "network": training.network.state_dict(),
+        "averaged": None if training.averaged is None else training.averaged.state_dict(),
+    }
+
+
+def facts(setup: Setup, training: Training, identity: Identity) -> dict[str, Any]:
+    """What happened in the training so far; no times, no paths."""
+    return {
+        "epochs": len(training.rows),
+        "steps": training.step,
+        "planned_steps": training.length.total_steps,
+        "best_epoch": selection.best_epoch(training.rows),
+        "stopped_early": selection.stopped(training.rows, training.settings.early_stopping),
+        "continued_from": identity.lineage,
+        **setup.facts,
+    }

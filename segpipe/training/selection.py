@@ -1,0 +1,95 @@
+"""Which epoch is the best, and when to stop: pure functions of the rows of metrics.csv, so a resume decides alike."""
+
+import difflib
+from typing import Any
+
+from segpipe.errors import problem, raise_all
+from segpipe.params.train import Best, EarlyStopping, Train
+
+Row = dict[str, Any]
+
+
+def columns(settings: Train, classes: list[str]) -> list[str]:
+    """The columns of metrics.csv in their order."""
+    dice = ["dice_mean", *(f"dice_{name}" for name in classes)]
+    evaluated = ["val_loss", *dice]
+    averaged = [f"averaged_{name}" for name in evaluated] if settings.ema.decay is not None else []
+    whole = [f"case_{name}" for name in dice] if settings.full_validation.every is not None else []
+    return ["epoch", "step", "learning_rate", "train_loss", *evaluated, *averaged, *whole, "dice_ema", "fitness_ema"]
+
+
+def check(settings: Train, classes: list[str]) -> None:
+    """Refuse a fitness or a monitor that no column of metrics.csv has.
+
+    Raises SegpipeError naming every such column and the nearest one that exists.
+    """
+    known = columns(settings, classes)
+    summed = [name for name in known if not name.startswith("fitness")]
+    wanted = [("best.fitness", name, summed) for name in settings.best.fitness]
+    wanted.append(("early_stopping.monitor", settings.early_stopping.monitor, known))
+    raise_all(
+        "params.yaml",
+        [
+            problem(
+                "no such column in metrics.csv",
+                where=f"params.yaml: train.{key}",
+                found=name,
+                expected=f"one of {', '.join(valid)}",
+                cure=f"did you mean {(difflib.get_close_matches(name, valid, 1, 0) or valid)[0]!r}?",
+            )
+            for key, name, valid in wanted
+            if name not in valid
+        ],
+    )
+
+
+def with_running_means(row: Row, rows: list[Row], settings: Best) -> Row:
+    """The row of an epoch with the running means that follow from those before it.
+
+    Where a metric of the fitness does not exist in this epoch, its running mean stays as it was.
+    """
+    earlier = rows[-1] if rows else {}
+    values = [row[name] for name in settings.fitness]
+    fitness = None
+    if None not in values:
+        fitness = sum(weight * value for weight, value in zip(settings.fitness.values(), values, strict=True))
+    return {
+        **row,
+        "dice_ema": _running_mean(earlier.get("dice_ema"), row["dice_mean"], settings.smoothing),
+        "fitness_ema": _running_mean(earlier.get("fitness_ema"), fitness, settings.smoothing),
+    }
+
+
+def _running_mean(mean: float | None, value: float | None, smoothing: float) -> float | None:
+    if mean is None or value is None:
+        return value if mean is None else mean
+    return smoothing * mean + (1 - smoothing) * value
+
+
+def best_epoch(rows: list[Row]) -> int | None:
+    """The first epoch with the highest running mean of the fitness, counted from 1; None where none has one."""
+    known = [row for row in rows if row["fitness_ema"] is not None]
+    return max(known, key=lambda row: row["fitness_ema"])["epoch"] if known else None
+
+
+def stopped(rows: list[Row], settings: EarlyStopping) -> Row | None:
+    """Why the training ends here, before its time; None while it goes on."""
+    if settings.patience is None:
+        return None
+    sign = -1 if settings.monitor.endswith("loss") else 1
+    best, since = None, 0
+    for row in rows:
+        value = row[settings.monitor]
+        if value is not None and (best is None or sign * (value - best) > settings.min_delta):
+            best, since = value, row["epoch"]
+    if len(rows) < max(settings.min_epochs, since + settings.patience):
+        return None
+    return {
+        "epoch": len(rows),
+        "monitor": settings.monitor,
+        "value": rows[-1][settings.monitor],
+        "best_value": best,
+        "best_epoch": since,
+        "reason": f"{settings.monitor} has not improved by more than {settings.min_delta:g} in "
+        f"{len(rows) - since} epochs (patience {settings.patience})",
+    }

@@ -1,0 +1,123 @@
+"""A training as the settings describe it, before its first step."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from segpipe import device, plugins
+from segpipe.data.splits import Fold
+from segpipe.params import Params
+from segpipe.params.train import FullValidation
+from segpipe.prepare.store import Store
+from segpipe.training import optimiser, pretrained, schedule, selection
+from segpipe.training.feed import Feed
+from segpipe.training.loop import Training
+from segpipe.training.loss import SegmentationLoss
+from segpipe.training.network import build, n_available_outputs, outputs
+from segpipe.training.selection import Row
+
+FEED_THREADS = 4  # off the CPU; there the training thread prepares the batches itself
+
+
+class Scorer(Protocol):
+    """Makes the function that predicts and scores whole cases; inference, which has it, comes after training."""
+
+    def __call__(
+        self,
+        store: Store,
+        cases: list[str],
+        settings: FullValidation,
+        mirror_axes: list[int] | None,
+        dtype: torch.dtype,
+        on_case: Callable[[], None],
+    ) -> Callable[[nn.Module], Row]:
+        """Cases, how they are predicted, and what is called between them."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training is made of. facts : of the start, for the summary."""
+
+    store: Store
+    fold: Fold
+    params: Params
+    device: torch.device
+    dtype: torch.dtype
+    network: nn.Module
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, store: Store, fold: Fold, params: Params) -> "Setup":
+        """Start the device and build the network, with pretrained weights and frozen parameters where wanted.
+
+        Raises SegpipeError for a device, column, class, module, file or parameter that does not exist.
+        """
+        settings, cases = params.train, store.cases
+        selection.check(settings, classes(store))
+        on = device.start(params.runtime)
+        device.set_deterministic(settings.deterministic)
+        dtype = device.precision(settings.precision, on)
+        network = build(len(cases.channel_names), len(cases.labels), store.planned, settings)
+        taken = _pretrained(network, settings.pretrained_weights)
+        frozen = pretrained.freeze(network, settings.freeze)
+        facts = {"parameters": _count(network), "frozen_parameters": _count(network, set(frozen)), **taken}
+        return cls(store, fold, params, on, dtype, network.to(on), facts)
+
+    def training(self, whole_cases: Scorer | None, between: Callable[[], None]) -> Training:
+        """The training, at its first step."""
+        settings, runtime, planned = self.params.train, self.params.runtime, self.store.planned
+        length = schedule.length(settings, len(self.fold["train"]), planned.batch_size)
+        loss = SegmentationLoss(settings.loss, self.store.cases.labels, planned.batch_dice)
+        on_cpu = self.device.type == "cpu"
+        scorer = None
+        if settings.full_validation.every is not None and whole_cases is not None:
+            axes, cases = settings.mirror_axes, self.fold["val"]
+            scorer = whole_cases(self.store, cases, settings.full_validation, axes, self.dtype, between)
+        return Training(
+            network=self.network,
+            averaged=copy.deepcopy(self.network) if settings.ema.decay is not None else None,
+            forward=torch.compile(outputs) if runtime.compile else outputs,
+            optimiser=optimiser.build(self.network, settings.optimiser),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16),
+            feed=Feed(self.store, self.fold["train"], self.fold["val"], settings, runtime.pin_memory and not on_cpu),
+            loss=loss,
+            n_outputs=loss.n_outputs(n_available_outputs(self.network, planned) + 1),
+            length=length,
+            rate=schedule.Rate(settings, length),
+            whole_cases=scorer,
+            settings=settings,
+            device=self.device,
+            dtype=self.dtype,
+            prefetch=runtime.prefetch,
+            feed_threads=(0 if on_cpu else FEED_THREADS) if runtime.feed_threads is None else runtime.feed_threads,
+            rows=[],
+            losses=[],
+        )
+
+    def callbacks(self) -> list[Callable[[Training, Row], None]]:
+        """What the settings want called at the end of each epoch."""
+        paths = self.params.train.callbacks
+        return [plugins.load(path, f"train.callbacks[{i}]") for i, path in enumerate(paths)]
+
+
+def classes(store: Store) -> list[str]:
+    """The names of the foreground classes."""
+    return [name for name, value in store.cases.labels.items() if value]
+
+
+def _pretrained(network: nn.Module, path: str | None) -> dict[str, Any]:
+    """Take pretrained weights; how many parameters had which fate."""
+    if path is None:
+        return {"pretrained": None}
+    fates = Counter(fate.split(" (")[0] for _, fate in pretrained.load_into(network, path))
+    return {"pretrained": {"file": Path(path).name, **fates}}
+
+
+def _count(network: nn.Module, only: set[str] | None = None) -> int:
+    return sum(p.numel() for name, p in network.named_parameters() if only is None or name in only)
