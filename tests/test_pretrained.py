@@ -107,6 +107,17 @@ def test_a_module_that_is_called_module_keeps_its_name(tmp_path):
     assert [result for _, result in load_into(Wrapping(), path)] == ["taken", "taken"]
 
 
+def test_heads_of_a_custom_network_are_heads_wherever_they_stand(tmp_path):
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(2, 2, bias=False)
+            self.seg_layers = nn.Linear(2, 2, bias=False)
+
+    rows = load_into(Flat(), written(tmp_path / "a.pth", {"network": Flat().state_dict()}))
+    assert rows == [("body.weight", "taken"), ("seg_layers.weight", "head, not taken")]
+
+
 # segpipe's
 
 

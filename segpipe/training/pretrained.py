@@ -20,7 +20,7 @@ log = getLogger(__name__)
 
 KEYS = {"network": "segpipe", "network_weights": "nnU-Net"}  # where a checkpoint has its tensors by name
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-HEADS = ".seg_layers."
+HEADS = "seg_layers"
 TAKEN, HEAD, ABSENT = "taken", "head, not taken", "not in the checkpoint"
 
 Row = tuple[str, str]
@@ -124,7 +124,7 @@ def _numpy_scalars() -> list[Any]:
 def _reason(error: Exception) -> str:
     """The one line that matters. torch's advice for files with more than tensors is to execute them."""
     if isinstance(error, UnpicklingError):
-        refused = re.search(r"GLOBAL (\S+) was not an allowed|but got <class '(\S+)'>", str(error))
+        refused = re.search(r"GLOBAL (\S+) w|but got <class '(\S+)'>", str(error))
         return (
             f"it holds a {refused[1] or refused[2]}, which could run code" if refused else "not written by torch.save"
         )
@@ -139,7 +139,7 @@ def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
 
 
 def _result(name: str, tensor: Tensor, offered: Mapping[str, Tensor]) -> str:
-    if HEADS in name:
+    if HEADS in name.split("."):
         return HEAD
     if name not in offered:
         return ABSENT
