@@ -18,6 +18,7 @@ from segpipe.inference.ensemble import ensemble, mean_softmax
 pytest_plugins = ["phantom_fixtures"]
 
 IDENTITY = {"dataset": "d", "training": "t", "checkpoint": "final", "validate": "v"}
+SHOWN = ("digest", "epoch", "settings", "training", "precision", "foreground_mean", "mean")
 OUT = Path("results/fold_0/summary.json")
 
 
@@ -59,6 +60,7 @@ def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0",
         "digest": f"digest of {configuration}",
         "identity": {**IDENTITY, "training": configuration, **identity},
         "settings": {},
+        "training": {"epochs": 3 + seed},
         "precision": "float32",
     }
     digest.write_json(folder / "summary.json", content)
@@ -99,7 +101,7 @@ def test_the_summary_lists_every_members_table(prepared):
     for folder in folders:
         alone = digest.read_json(folder / "summary.json")
         listed = content["members"][alone["configuration"]]
-        assert all(listed[key] == alone[key] for key in ("digest", "epoch", "precision", "foreground_mean", "mean"))
+        assert all(listed[key] == alone[key] for key in SHOWN)
     # the identity names all members' trainings: it changes with any of them
     first = content["identity"]
     ensemble(prepared.cases, [folders[0], member(prepared, "3d_fullres", 1, training="other")], OUT, params())

@@ -34,7 +34,7 @@ def changed(source, target, **changes):
 
 
 def test_a_model_holds_one_network_per_fold_ready_to_predict(trained):
-    model = predict.load(models_of(trained), CPU)
+    model = predict.load(models_of(trained), CPU, "raw")
     assert model.dtype == torch.float32
     assert model.planned.patch_size == [16, 16, 16]
     for network, path in zip(model.networks, models_of(trained), strict=True):
@@ -47,7 +47,7 @@ def test_folds_of_different_trainings_are_refused(trained, tmp_path):
     first, second = models_of(trained)
     other = changed(second, tmp_path / "other.pth", settings_digest="0123456789abcdef")
     with pytest.raises(SegpipeError, match=r"different settings.*\n.*other\.pth\n.*0123456789abcdef"):
-        predict.load([first, other], CPU)
+        predict.load([first, other], CPU, "raw")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_folds_of_different_trainings_are_refused(trained, tmp_path):
     ],
 )
 def test_mirror_axes_are_those_of_the_training(patch, trained_axes, axes):
-    model = predict.Model([], {"mirror_axes": trained_axes}, planned(patch), CPU, torch.float32)
+    model = predict.Model([], planned(patch), trained_axes, CPU, torch.float32)
     assert model.mirror_axes(True) == axes
     assert model.mirror_axes(False) == []
 
@@ -71,14 +71,57 @@ def test_mirror_axes_are_those_of_the_training(patch, trained_axes, axes):
 def test_precision_is_that_of_the_training(trained, tmp_path, trained_with, dtype):
     source = models_of(trained)[0]
     settings = {**checkpoint.load(source)["settings"], "precision": trained_with}
-    assert predict.load([changed(source, tmp_path / "model.pth", settings=settings)], CPU).dtype == dtype
+    assert predict.load([changed(source, tmp_path / "model.pth", settings=settings)], CPU, "raw").dtype == dtype
 
 
 def test_a_model_trained_with_fp16_predicts_without_cuda(trained, tmp_path):
     source = models_of(trained)[0]
     settings = {**checkpoint.load(source)["settings"], "precision": "fp16"}
-    model = predict.load([changed(source, tmp_path / "model.pth", settings=settings)], CPU)
+    model = predict.load([changed(source, tmp_path / "model.pth", settings=settings)], CPU, "raw")
     assert model.dtype in (torch.float32, torch.bfloat16)
+
+
+def both_weights(trained, target, fold=0):
+    """A checkpoint whose averaged weights are those of the other fold."""
+    paths = models_of(trained)
+    return changed(paths[fold], target, averaged=checkpoint.load(paths[1 - fold])["network"])
+
+
+def test_weights_are_raw_or_averaged(trained, tmp_path):
+    path = both_weights(trained, tmp_path / "both.pth")
+    for weights, source in zip(("raw", "averaged"), models_of(trained), strict=True):
+        (network,) = predict.load([path], CPU, weights).networks
+        expected = checkpoint.load(source)["network"]
+        assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
+
+
+def test_averaged_weights_that_one_member_lacks_are_refused(trained, tmp_path):
+    first = both_weights(trained, tmp_path / "both.pth")
+    with pytest.raises(SegpipeError, match=r"(?s)no averaged weights.*fold_1.checkpoint_final\.pth.*ema\.decay: null"):
+        predict.load([first, models_of(trained)[1]], CPU, "averaged")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(SegpipeError, match=r"(?s)no such checkpoint.*nowhere\.pth"):
+        predict.load([tmp_path / "nowhere.pth"], CPU, "raw")
+
+
+def test_a_model_remembers_what_it_was_made_of(trained, tmp_path):
+    """The plain data of the first checkpoint, and every file by its content."""
+    state = changed(models_of(trained)[0], tmp_path / "latest.pth", resume={"optimiser": torch.zeros(9)})
+    model = predict.load([state, models_of(trained)[1]], CPU, "raw")
+    assert model.files == [digest.of_file(path) for path in (state, models_of(trained)[1])]
+    assert model.content["facts"] == checkpoint.load(state)["facts"]
+    assert not {"network", "averaged", "resume"} & set(model.content)
+
+
+def test_a_custom_network_is_made_by_its_import_path(trained, tmp_path, monkeypatch):
+    source = "from segpipe.training.network import PlainConvUNet\n\n\nclass Mine(PlainConvUNet):\n    pass\n"
+    (tmp_path / "own_network.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    settings = {**checkpoint.load(models_of(trained)[0])["settings"], "network": "own_network:Mine"}
+    path = changed(models_of(trained)[0], tmp_path / "model.pth", settings=settings)
+    assert type(predict.load([path], CPU, "raw").networks[0]).__name__ == "Mine"
 
 
 # ---- imagesTs --------------------------------------------------------------------------------------------------------
@@ -107,7 +150,7 @@ def flat(prepared, trained, tmp_path_factory):
         configuration="2d",
         settings_digest="another",
         plan={**content["plan"], "configurations": {"2d": asdict(plan)}},
-        network=build(1, 4, plan, 0).state_dict(),
+        network=build(1, 4, plan, params().train).state_dict(),
     )
 
 
@@ -122,7 +165,7 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
     for case in cases.test:
         volume, total = cases.read_image(case), 0
         for group, mirror in ((models_of(trained), (0, 1, 2)), ([flat], (0, 1))):
-            model = predict.load(group, CPU)
+            model = predict.load(group, CPU, "raw")
             one = preprocess(volume.array, None, volume.spacing_mm, model.content["plan"], model.planned)
             total = total + export.to_file_grid(logits_of(group, one, settings.validate_, mirror), one.grid)
         top = np.sort(total, 0)
@@ -132,7 +175,7 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
         assert np.array_equal(result[clear], total.argmax(0)[clear])
 
 
-def interrupted_prediction(prepared, trained, out, monkeypatch):
+def interrupted_prediction(prepared, models, out, monkeypatch):
     """Predict the first of two cases, then stop; returns the list of what is predicted from now on."""
     predicted, original = [], predict.probabilities
 
@@ -145,7 +188,7 @@ def interrupted_prediction(prepared, trained, out, monkeypatch):
     monkeypatch.setattr(predict, "probabilities", counting)
     stop = True
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_dataset(prepared.cases, models_of(trained), out, params())
+        predict.predict_dataset(prepared.cases, models, out, params())
     assert not out.exists()
     stop = False
     predicted.clear()
@@ -154,7 +197,7 @@ def interrupted_prediction(prepared, trained, out, monkeypatch):
 
 def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, tmp_path, monkeypatch):
     out = tmp_path / "out/predictions"
-    predicted = interrupted_prediction(prepared, trained, out, monkeypatch)
+    predicted = interrupted_prediction(prepared, models_of(trained), out, monkeypatch)
     predict.predict_dataset(prepared.cases, models_of(trained), out, params())
     assert len(predicted) == 1
     predict.predict_dataset(prepared.cases, models_of(trained), tmp_path / "whole/predictions", params())
@@ -170,10 +213,29 @@ def test_cases_done_with_other_models_or_in_another_way_are_not_taken_over(
     prepared, trained, tmp_path, monkeypatch, changes
 ):
     out = tmp_path / "out/predictions"
-    predicted = interrupted_prediction(prepared, trained, out, monkeypatch)
+    predicted = interrupted_prediction(prepared, models_of(trained), out, monkeypatch)
     models = models_of(trained) if changes else models_of(trained)[:1]
     predict.predict_dataset(prepared.cases, models, out, params(**changes))
     assert len(predicted) == 2
+    assert not list((tmp_path / "out/state/predictions").glob("*/"))  # nothing unfinished is left behind
+
+
+def test_averaged_weights_predict_where_the_settings_say_so(prepared, trained, tmp_path, monkeypatch):
+    """And take over no case that the raw ones predicted."""
+    both = [both_weights(trained, tmp_path / f"fold_{fold}.pth", fold) for fold in (0, 1)]
+    averaged = params(validate__weights="averaged", train__ema={"decay": 0.9, "ramp_steps": 0})
+    out = tmp_path / "out/predictions"
+    predicted = interrupted_prediction(prepared, both[:1], out, monkeypatch)
+    predict.predict_dataset(prepared.cases, both[:1], out, averaged)
+    assert len(predicted) == 2
+    for name, models in (("raw", both[:1]), ("expected", models_of(trained)[1:])):
+        predict.predict_dataset(prepared.cases, models, tmp_path / name / "predictions", params())
+    files = {name: files_of(tmp_path / name / "predictions") for name in ("out", "raw", "expected")}
+    assert files["out"] == files["expected"] != files["raw"]
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_an_image_that_changed_is_predicted_again(prepared, trained, tmp_path, monkeypatch):

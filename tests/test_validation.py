@@ -12,9 +12,11 @@ from tiny import params, prepare
 
 from segpipe import digest
 from segpipe.data import image, splits
+from segpipe.errors import SegpipeError
 from segpipe.evaluation.metrics import case_metrics
 from segpipe.inference import export, predict, validation
 from segpipe.inference.window import predict_logits
+from segpipe.params import section
 from segpipe.training import checkpoint, job
 from segpipe.training.network import PlainConvUNet
 
@@ -37,8 +39,8 @@ def validated(prepared, trained, tmp_path_factory):
         return out.resolve()
 
 
-def validate(prepared, trained, out, kind="final", **changes):
-    model = trained / f"fold_0/checkpoint_{kind}.pth"
+def validate(prepared, trained, out, kind="final", model=None, **changes):
+    model = model or trained / f"fold_0/checkpoint_{kind}.pth"
     validation.validate(prepared.store, prepared.splits, "0", model, out, params(**changes))
 
 
@@ -118,7 +120,11 @@ def test_the_summary_says_what_it_was_made_of(prepared, trained, validated):
     assert content["digest"] == model["digest"]
     assert content["identity"]["training"] == model["settings_digest"]
     assert content["labels"] == prepared.cases.labels
-    assert content["settings"]["validate"]["mirroring"] is False
+    assert content["settings"]["train"] == model["settings"]
+    assert content["settings"]["validate"] == section(params(), "validate")
+    assert content["settings"]["validate"]["weights"] == "raw"
+    assert content["training"] == model["facts"]
+    assert content["training"]["epochs"] == 3
     # no times, hosts or absolute paths
     text = (validated / "summary.json").read_text()
     assert str(prepared.root) not in text
@@ -145,10 +151,132 @@ def test_best_and_final_have_folders_of_their_own(prepared, trained, validated):
 
 
 @pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [
+        ("checkpoint_best.pth", "validation_final"),
+        ("checkpoint_final.pth", "validation_best"),
+        ("latest.pth", "validation_final"),
+        ("best.pth", "validation_best"),
+    ],
+)
+def test_the_workflows_folders_take_no_other_checkpoint(prepared, trained, source, folder):
+    with pytest.raises(SegpipeError, match=rf"(?s)belongs to another.*{folder}.*{source}.*another name"):
+        validate(prepared, trained, Path(f"fold_0/{folder}"), model=trained / "fold_0" / source)
+    assert not Path("fold_0").exists()
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(("source", "name"), [("latest.pth", "latest"), ("checkpoint_best.pth", "best")])
+def test_the_summary_names_the_checkpoint_whatever_the_folder(prepared, trained, tmp_path, source, name):
+    shutil.copy(trained / "fold_0/checkpoint_best.pth", tmp_path / source)
+    validate(prepared, trained, Path("fold_0/trial"), model=tmp_path / source)
+    content = digest.read_json(Path("fold_0/trial/summary.json"))
+    assert content["checkpoint"] == content["identity"]["checkpoint"] == name
+
+
+AVERAGED = {"validate__weights": "averaged", "train__ema": {"decay": 0.9, "ramp_steps": 0}}
+
+
+@pytest.mark.usefixtures("_here")
+def test_averaged_weights_are_validated_where_the_settings_say_so(prepared, trained, validated, tmp_path):
+    """A checkpoint whose averaged weights are those of another training."""
+    content, other = (checkpoint.load(trained / f"fold_{fold}/checkpoint_final.pth") for fold in (0, 1))
+    both = tmp_path / "both/checkpoint_final.pth"
+    checkpoint.save(both, {**content, "averaged": other["network"]})
+    raw, averaged, expected = (Path(f"{name}/trial") for name in ("raw", "averaged", "expected"))
+    validate(prepared, trained, raw, model=both)
+    validate(prepared, trained, averaged, model=both, **AVERAGED)
+    validate(prepared, trained, expected, model=trained / "fold_1/checkpoint_final.pth")
+    assert files_of(raw / "softmax") == files_of(validated / "softmax")
+    assert files_of(averaged / "softmax") == files_of(expected / "softmax") != files_of(raw / "softmax")
+    summaries = [digest.read_json(folder / "summary.json") for folder in (raw, averaged)]
+    assert [one["settings"]["validate"]["weights"] for one in summaries] == ["raw", "averaged"]
+    assert summaries[0]["identity"]["validate"] != summaries[1]["identity"]["validate"]
+
+
+@pytest.mark.usefixtures("_here")
+def test_averaged_weights_that_a_training_has_not_kept_are_refused(prepared, trained):
+    with pytest.raises(SegpipeError, match=r"(?s)no averaged weights.*checkpoint_final\.pth.*validate\.weights: raw"):
+        validate(prepared, trained, Path("fold_0/validation_final"), **AVERAGED)
+    assert not Path("fold_0/validation_final").exists()
+
+
+@pytest.mark.usefixtures("_here")
+def test_cases_done_with_raw_weights_are_not_taken_for_averaged_ones(prepared, trained, tmp_path, monkeypatch):
+    content = checkpoint.load(trained / "fold_0/checkpoint_final.pth")
+    checkpoint.save(tmp_path / "both.pth", {**content, "averaged": content["network"]})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        count_predictions(patch, stop_at=2)
+        validate(prepared, trained, Path("fold_0/trial"), model=tmp_path / "both.pth")
+    again = count_predictions(monkeypatch)
+    validate(prepared, trained, Path("fold_0/trial"), model=tmp_path / "both.pth", **AVERAGED)
+    assert len(again) == 3
+
+
+@pytest.mark.usefixtures("_here")
 def test_precision_of_the_saved_softmax(prepared, trained):
     validate(prepared, trained, Path("fold_0/validation_final"), validate__softmax_dtype="float32")
     case = val_cases(prepared)[0]
     assert export.load_softmax(Path(f"fold_0/validation_final/softmax/{case}.npz")).dtype == np.float32
+
+
+# ---- a checkpoint that is replaced meanwhile -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_checkpoint_that_is_replaced_later_changes_nothing(prepared, trained, validated, tmp_path, monkeypatch):
+    """The network is read once: all cases, and what the summary says of it, are of one version."""
+    model, predicted = tmp_path / "checkpoint_final.pth", predict.probabilities
+    shutil.copy(trained / "fold_0/checkpoint_final.pth", model)
+
+    def replacing(*arguments):
+        digest.copy(trained / "fold_0/checkpoint_best.pth", model)
+        return predicted(*arguments)
+
+    monkeypatch.setattr(predict, "probabilities", replacing)
+    out = Path("fold_0/validation_final")
+    validate(prepared, trained, out, model=model)
+    assert files_of(out) == files_of(validated)
+    validate(prepared, trained, out, model=model)  # the new one: not taken for done
+    assert digest.read_json(out / "summary.json")["epoch"] < 3
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, trained, tmp_path, monkeypatch, when):
+    """What the summary says of the file is of the version that the network comes from: the new one, read again."""
+    model, new = tmp_path / "latest.pth", trained / "fold_0/checkpoint_best.pth"
+    shutil.copy(trained / "fold_0/checkpoint_final.pth", model)
+    load, reads = checkpoint.load, []
+
+    def replacing(path, *rest):
+        reads.append(path)
+        if when == "before" and len(reads) == 1:
+            digest.copy(new, model)
+        content = load(path, *rest)
+        if when == "after" and len(reads) == 1:
+            digest.copy(new, model)
+        return content
+
+    monkeypatch.setattr(checkpoint, "load", replacing)
+    validate(prepared, trained, Path("fold_0/trial"), model=model)
+    monkeypatch.setattr(checkpoint, "load", load)
+    validate(prepared, trained, Path("fold_0/expected"), model=new)
+    one, two = (digest.read_json(Path(f"fold_0/{name}/summary.json")) for name in ("trial", "expected"))
+    assert one["validation_digest"] == two["validation_digest"]
+    assert one["epoch"] == two["epoch"] < 3
+    assert files_of(Path("fold_0/trial/softmax")) == files_of(Path("fold_0/expected/softmax"))
+
+
+@pytest.mark.usefixtures("_here")
+def test_what_is_done_is_not_done_again(prepared, trained, validated, monkeypatch):
+    out = Path("fold_0/validation_final")
+    shutil.copytree(validated, out)
+    predicted = count_predictions(monkeypatch)
+    validate(prepared, trained, out)
+    assert predicted == []
+    assert files_of(out) == files_of(validated)
 
 
 # ---- interruptions ---------------------------------------------------------------------------------------------------
@@ -172,13 +300,14 @@ def test_an_interrupted_validation_goes_on_where_it_stopped(prepared, trained, v
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize("changes", [{"kind": "best"}, {"validate__step_size": 0.5}, {"validate__mirroring": True}])
 def test_cases_done_with_another_model_or_way_are_not_taken_over(prepared, trained, monkeypatch, changes):
-    out = Path("fold_0/validation_final")
+    out = Path("fold_0/validation_of_either")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         count_predictions(patch, stop_at=2)
         validate(prepared, trained, out)
     again = count_predictions(monkeypatch)
     validate(prepared, trained, out, **changes)
     assert len(again) == 3
+    assert not list(Path("fold_0/state/validation_of_either").glob("*/"))  # what was unfinished has no use any more
 
 
 @pytest.mark.usefixtures("_here")

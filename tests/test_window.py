@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny import DATA, planned, wave
+from tiny import DATA, params, planned, wave
 from torch import nn
 
 from segpipe.inference import window
@@ -139,7 +139,7 @@ def test_several_networks_are_averaged():
 
 @pytest.mark.parametrize("budget", [1, 8**3 * 3, 2**30])
 def test_how_many_tiles_go_together_changes_nothing(monkeypatch, budget):
-    network, image = build(1, 3, planned(), 0).eval(), wave(1, 13, 9, 20)
+    network, image = build(1, 3, planned(), params().train).eval(), wave(1, 13, 9, 20)
     expected = predict([network], image, (8, 8, 8), (0, 2))
     monkeypatch.setattr(window, "VOXELS_PER_FORWARD", {"cpu": budget})
     assert torch.allclose(predict([network], image, (8, 8, 8), (0, 2)), expected, atol=1e-5)
@@ -150,7 +150,7 @@ def test_how_many_tiles_go_together_changes_nothing(monkeypatch, budget):
 
 def test_a_2d_network_predicts_slice_by_slice():
     plan = planned([8, 12])
-    network = build(2, 3, plan, 0).eval()
+    network = build(2, 3, plan, params().train).eval()
     image = wave(2, 5, 11, 20)
     together = predict([network], image, plan.patch_size, (0, 1))
     assert together.shape == (3, 5, 11, 20)
@@ -180,7 +180,7 @@ def test_2d_gives_the_image_back_too(shape):
 
 
 def test_bf16_is_computed_and_summed_in_float32():
-    network, image = build(1, 3, planned(), 0).eval(), wave(1, 12, 12, 12)
+    network, image = build(1, 3, planned(), params().train).eval(), wave(1, 12, 12, 12)
     full = predict([network], image, (8, 8, 8), (0,))
     half = predict([network], image, (8, 8, 8), (0,), dtype=torch.bfloat16)
     assert full.dtype == half.dtype == torch.float32

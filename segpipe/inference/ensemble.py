@@ -109,7 +109,7 @@ def _average(cases: Cases, members: list[Member], name: str, folder: Path, out: 
 def _summary(members: list[Member], rows: list[summary.CaseRow]) -> dict[str, Any]:
     first = members[0].summary
     trainings = {member.summary["configuration"]: member.summary["identity"]["training"] for member in members}
-    kept = ("digest", "epoch", "settings", "precision", "foreground_mean", "mean")
+    kept = ("digest", "epoch", "settings", "training", "precision", "foreground_mean", "mean")
     return {
         **summary.tables(rows),
         "fold": first["fold"],

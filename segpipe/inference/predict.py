@@ -2,14 +2,15 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from segpipe import device, digest
 from segpipe.data import image
@@ -17,41 +18,99 @@ from segpipe.data.dataset import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference import export
 from segpipe.inference.window import predict_logits
-from segpipe.params import Params, Validate, section
+from segpipe.params import Params
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.preprocess import Prepared, preprocess
 from segpipe.training import checkpoint
-from segpipe.training.network import PlainConvUNet
+from segpipe.training.network import create
 
 log = getLogger(__name__)
+
+
+TENSORS = ("network", "averaged", "resume")  # what is large in a checkpoint
+
+
+class Way(Protocol):
+    """How cases are predicted; `validate` and `train.full_validation` of params.yaml both say it."""
+
+    @property
+    def step_size(self) -> float:
+        """Of the sliding window, as a share of the patch."""
+
+    @property
+    def mirroring(self) -> bool:
+        """Whether mirrored versions are averaged."""
 
 
 @dataclass(frozen=True)
 class Model:
     """The networks of one configuration, one per fold, ready on the device.
 
-    content : the first checkpoint's; its plan and labels are those of all
+    mirrored : axes mirrored while training, as train.mirror_axes has them; None for all
+    content : the first checkpoint's plain data; its plan and labels are those of all
+    files : digest of each checkpoint file, of the bytes that its network was read from
     """
 
-    networks: list[PlainConvUNet]
-    content: dict[str, Any]
+    networks: Sequence[nn.Module]
     planned: Configuration
+    mirrored: list[int] | None
     device: torch.device
     dtype: torch.dtype
+    content: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
 
     def mirror_axes(self, wanted: bool) -> list[int]:
         """The axes mirrored while training, counted in the patch itself, where mirroring is wanted."""
-        axes, n_axes = self.content["mirror_axes"], len(self.planned.patch_size)
+        axes, n_axes = self.mirrored, len(self.planned.patch_size)
         trained = [axis for axis in range(n_axes) if axes is None or axis + 3 - n_axes in axes]
         return trained if wanted else []
 
 
-def load(paths: Sequence[Path], on: torch.device) -> Model:
+def load(paths: Sequence[Path], on: torch.device, weights: str) -> Model:
     """Load the fold members of one configuration.
 
-    Raises SegpipeError where they were trained with different settings.
+    weights : raw, or averaged for the running mean that train.ema keeps
+    Raises SegpipeError where a file is absent or has no such weights, and where the members were trained with
+    different settings.
     """
-    contents = [checkpoint.load(path) for path in paths]
+    read = [_read(path) for path in paths]
+    contents = [content for _, content in read]
+    _require_one_training(paths, contents)
+    first = contents[0]
+    planned = Configuration(**first["plan"]["configurations"][first["configuration"]])
+    networks = [_network(path, content, planned, weights) for path, content in zip(paths, contents, strict=True)]
+    trained_with = first["settings"]["precision"]
+    usable = "auto" if trained_with == "fp16" and on.type != "cuda" else trained_with
+    return Model(
+        [network.to(on).eval() for network in networks],
+        planned,
+        first["mirror_axes"],
+        on,
+        device.precision(usable, on),
+        {key: value for key, value in first.items() if key not in TENSORS},
+        [identity for identity, _ in read],
+    )
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Digest and content of a checkpoint file, of the same version: a training replaces its latest and best."""
+    if not path.is_file():
+        raise SegpipeError(
+            problem(
+                "no such checkpoint",
+                where=path,
+                found="no file",
+                expected="a checkpoint of segpipe (.pth)",
+                cure="correct the path, or train first",
+            )
+        )
+    while True:
+        identity, content = digest.of_file(path), checkpoint.load(path)
+        if digest.of_file(path) == identity:
+            return identity, content
+
+
+def _require_one_training(paths: Sequence[Path], contents: list[dict[str, Any]]) -> None:
     found = {content["settings_digest"] for content in contents}
     if len(found) > 1:
         raise SegpipeError(
@@ -63,26 +122,35 @@ def load(paths: Sequence[Path], on: torch.device) -> Model:
                 cure="train all folds with the present params.yaml (snakemake or dvc repro does)",
             )
         )
-    first = contents[0]
-    planned = Configuration(**first["plan"]["configurations"][first["configuration"]])
-    networks = []
-    for content in contents:
-        network = PlainConvUNet(len(content["channel_names"]), len(content["labels"]), planned)
-        network.load_state_dict(content.pop("network"))
-        networks.append(network.to(on).eval())
-    trained_with = first["settings"]["precision"]
-    usable = "auto" if trained_with == "fp16" and on.type != "cuda" else trained_with
-    return Model(networks, first, planned, on, device.precision(usable, on))
 
 
-def probabilities(model: Model, prepared: Prepared, settings: Validate) -> NDArray[np.float32]:
+def _network(path: Path, content: dict[str, Any], planned: Configuration, weights: str) -> nn.Module:
+    state = content["averaged" if weights == "averaged" else "network"]
+    if state is None:
+        raise SegpipeError(
+            problem(
+                "no averaged weights",
+                where=path,
+                found="a training with train.ema.decay: null, which keeps none",
+                expected="averaged weights, as validate.weights in params.yaml asks for",
+                cure="set validate.weights: raw, or train with a train.ema.decay",
+            )
+        )
+    log.info("%s: %s weights of epoch %d", path, weights, content["epoch"])
+    settings = content["settings"]
+    network = create(len(content["channel_names"]), len(content["labels"]), planned, settings["network"])
+    network.load_state_dict(state)
+    return network
+
+
+def probabilities(model: Model, prepared: Prepared, way: Way) -> NDArray[np.float32]:
     """Softmax of a preprocessed case on the grid of its file, (classes, Z, Y, X): mean of logits over the folds."""
     logits = predict_logits(
         model.networks,
         torch.from_numpy(prepared.image).to(model.device),
         model.planned.patch_size,
-        model.mirror_axes(settings.mirroring),
-        settings.step_size,
+        model.mirror_axes(way.mirroring),
+        way.step_size,
         model.dtype,
     )
     return export.to_file_grid(logits.cpu().numpy(), prepared.grid)
@@ -93,25 +161,31 @@ def predict_dataset(cases: Cases, paths: list[Path], out: Path, params: Params) 
 
     Finished cases are kept in an undeclared folder, so a killed prediction goes on where it stopped.
     """
-    settings = section(params, "validate")
-    members = [digest.of_file(path) for path in paths]
-    identity = digest.of([members, settings["step_size"], settings["mirroring"], digest.of_code("predict")])
-    state = out.parent / "state" / "predict"
+    settings = params.validate_
+    state = out.parent / "state" / out.name
     with digest.exclusive(state / ".lock", "predicting imagesTs") as report:
         on = device.start(params.runtime)
-        models = [load(group, on) for group in _by_configuration(paths).values()]
+        models = [load(group, on, settings.weights) for group in _by_configuration(paths).values()]
+        way = [settings.step_size, settings.mirroring, settings.weights, digest.of_code("predict")]
+        identity = digest.of([[model.files for model in models], way])
         for index, case in enumerate(cases.test):
             target = state / identity / f"{case}{cases.file_ending}"
             wanted = digest.of([identity, cases.identity(case)])
             if not _is_done(target, wanted):
-                _predict_case(cases, case, models, target, params.validate_)
+                _predict_case(cases, case, models, target, settings)
                 digest.write_json(_record(target), wanted)
             report(f"predicting imagesTs, {index + 1} of {len(cases.test)} cases done")
         with digest.new_folder(out) as folder:
             for case in cases.test:
                 shutil.copy2(state / identity / f"{case}{cases.file_ending}", folder)
-        shutil.rmtree(state / identity, ignore_errors=True)
+        tidy(state)
     log.info("%d cases predicted by %d models", len(cases.test), len(paths))
+
+
+def tidy(state: Path) -> None:
+    """Remove finished cases that are no longer waited for, also those that other weights or settings left behind."""
+    for folder in state.glob("*/"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _record(target: Path) -> Path:
@@ -129,13 +203,13 @@ def _by_configuration(paths: list[Path]) -> dict[str, list[Path]]:
     return groups
 
 
-def _predict_case(cases: Cases, case: str, models: list[Model], target: Path, settings: Validate) -> None:
+def _predict_case(cases: Cases, case: str, models: list[Model], target: Path, way: Way) -> None:
     volume = cases.read_image(case)
     array = volume.array.astype(np.float32, copy=False)
     total: NDArray[np.float32] | None = None
     for model in models:
         prepared = preprocess(array, None, volume.spacing_mm, model.content["plan"], model.planned)
-        one = probabilities(model, prepared, settings)
+        one = probabilities(model, prepared, way)
         total = one if total is None else total + one
     assert total is not None
     image.write_label_like(target, export.segmentation(total), cases.image_path(case))

@@ -5,7 +5,6 @@ they are moved into the declared folders.
 """
 
 import os
-import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from segpipe import device, digest
 from segpipe.data import image, splits
+from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
 from segpipe.inference import export, predict
 from segpipe.inference.predict import Model
@@ -58,22 +58,43 @@ class _Validation:
 
 
 def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, out: Path, params: Params) -> None:
-    """Write segmentations/, softmax/ and summary.json of one fold's validation cases into `out`."""
+    """Write segmentations/, softmax/ and summary.json of one fold's validation cases into `out`.
+
+    Raises SegpipeError where `out` is a folder of the workflow's and the checkpoint is not the one that belongs there.
+    """
+    _keep_to_its_folder(model_path, out)
     fold = splits.read(splits_path, fold_name)
-    identity = digest.of([digest.of_file(model_path), store.digest, fold["val"], how(params)])
     state = out.parent / "state" / out.name
     title = f"{out.name} of {store.configuration} fold {fold_name}"
     with digest.exclusive(state / ".lock", title) as report:
+        model = predict.load([model_path], device.start(params.runtime), params.validate_.weights)
+        identity = digest.of([*model.files, store.digest, fold["val"], how(params)])
         if _is_published(out, fold["val"], identity):
-            return log.info("%s: done by another process", title)
-        model = predict.load([model_path], device.start(params.runtime))
+            return log.info("%s: done already, with the same weights, cases and settings", title)
         work = _Validation(store, params, state / identity)
         missing = [case for case in fold["val"] if not work.is_done(case)]
         log.info("%s: %d cases, %d predicted before", title, len(fold["val"]), len(fold["val"]) - len(missing))
         _predict(work, model, missing, lambda n: report(f"{title}, {n} of {len(missing)} cases done"))
-        content = {**_summary(work, model, fold, fold_name, out), "validation_digest": identity}
+        of = {"fold": fold_name, "checkpoint": model_path.stem.removeprefix("checkpoint_")}
+        content = {**_summary(work, model, fold["val"], of, out), "validation_digest": identity}
         _assemble(work, fold["val"], content, out)
+        predict.tidy(state)
     log.info("%s: mean foreground Dice %s", title, summary.readable(content["foreground_mean"]["Dice"]))
+
+
+def _keep_to_its_folder(model_path: Path, out: Path) -> None:
+    """What lies in validation_final and validation_best counts: no unfinished training may write there."""
+    name = out.name.removeprefix("validation_")
+    if name in ("final", "best") and model_path.name != f"checkpoint_{name}.pth":
+        raise SegpipeError(
+            problem(
+                "this folder belongs to another checkpoint",
+                where=out,
+                found=model_path,
+                expected=f"checkpoint_{name}.pth, as a finished training publishes it",
+                cure="write into a folder of another name",
+            )
+        )
 
 
 def _is_published(out: Path, cases: list[str], identity: str) -> bool:
@@ -103,8 +124,11 @@ def _predict(work: _Validation, model: Model, cases: list[str], done: Any) -> No
             future.result()
 
 
-def _summary(work: _Validation, model: Model, fold: splits.Fold, fold_name: str, out: Path) -> dict[str, Any]:
-    """The fold's summary. Every validation case is in it: one without a prediction is an error."""
+def _summary(work: _Validation, model: Model, val: list[str], of: dict[str, str], out: Path) -> dict[str, Any]:
+    """The fold's summary. Every validation case is in it: one without a prediction is an error.
+
+    of : fold and checkpoint, by name
+    """
     cases = work.store.cases
     rows = [
         summary.case_row(
@@ -112,23 +136,23 @@ def _summary(work: _Validation, model: Model, fold: splits.Fold, fold_name: str,
             os.fspath(out / "segmentations" / f"{case}{cases.file_ending}"),
             next(iter(cases.entry(case)["label"])),
         )
-        for case in fold["val"]
+        for case in val
     ]
     return {
         **summary.tables(rows),
-        "fold": fold_name,
+        **of,
         "configuration": work.store.configuration,
-        "checkpoint": out.name.removeprefix("validation_"),
         "epoch": model.content["epoch"],
         "labels": cases.labels,
         "digest": model.content["digest"],
         "identity": {
             "dataset": digest.of({case: cases.identity(case) for case in cases.training}),
             "training": model.content["settings_digest"],
-            "checkpoint": out.name.removeprefix("validation_"),
+            "checkpoint": of["checkpoint"],
             "validate": how(work.params),
         },
         "settings": {"train": model.content["settings"], "validate": section(work.params, "validate")},
+        "training": model.content["facts"],
         "precision": str(model.dtype).removeprefix("torch."),
         "versions": summary.versions(),
     }
@@ -143,4 +167,3 @@ def _assemble(work: _Validation, cases: list[str], content: dict[str, Any], out:
                 path = work.paths(case)[index]
                 os.replace(path, folder / path.name)
     digest.write_json(out / "summary.json", content)
-    shutil.rmtree(work.state)

@@ -18,7 +18,11 @@ if has_test_images():
         params:
             script=script("predict"),
             cfg=settings(
-                "configurations", "folds", "validate.step_size", "validate.mirroring"
+                "configurations",
+                "folds",
+                "validate.step_size",
+                "validate.mirroring",
+                "validate.weights",
             ),
             code=digest.of_code("predict"),
         message:

@@ -23,7 +23,10 @@ rule validate:
     params:
         script=script("validate"),
         cfg=settings(
-            "validate.step_size", "validate.mirroring", "validate.softmax_dtype"
+            "validate.step_size",
+            "validate.mirroring",
+            "validate.softmax_dtype",
+            "validate.weights",
         ),
         code=digest.of_code("validate"),
     message:
