@@ -1,0 +1,16 @@
+"""Predict imagesTs with a training that still runs (docs/while_training.md)."""
+
+from argparse import Namespace
+
+from segpipe import cli
+from segpipe.inference import while_training
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Predict with the present checkpoint, latest or best; writes predictions_latest or predictions_best_so_far."""
+    while_training.predict(args.configuration, args.fold, args.checkpoint, params)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--configuration", "--fold", "--checkpoint")
