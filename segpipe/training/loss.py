@@ -1,26 +1,152 @@
-"""Soft Dice and cross-entropy over several resolutions (nnunetv2/training/loss)."""
+"""What the network is trained to make small: a term over regions and one over voxels, at several resolutions.
 
-from collections.abc import Sequence
+By default nnU-Net's soft Dice and cross-entropy with deep supervision (nnunetv2/training/loss). Only operations that
+have a deterministic gradient on CUDA: classes are picked by a one-hot product, never by nll_loss, gather or an index.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, nll_loss
+from torch.nn.functional import log_softmax, max_pool2d, max_pool3d
+
+from segpipe import plugins
+from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.params.train import Loss
 
 SMOOTH = 1e-5
+SMALLEST_MISS = 1e-12  # (1 - p)^gamma has an infinite slope at p = 1 where gamma < 1
 
 
-def n_supervised(n_stages: int) -> int:
-    """How many outputs enter the loss: one per decoder stage but the coarsest, which nnU-Net gives weight 0.
+class SegmentationLoss:
+    """`train.loss` of params.yaml: a scalar from the outputs of a network and a label.
 
-    Where the decoder has one stage only, that one counts (nnU-Net divides 0 by 0 there).
+    Each term is a mean over samples, so that the mean over the micro-batches of an accumulated step is that of the
+    large batch. The one exception, a Dice over all samples of the batch, takes the sums of the other micro-batches.
+
+    labels : name to value, as in cases.json; 0 is the background
+    batch_dice : one region index per class over the whole batch instead of one per sample
+    joint : whether the loss of a micro-batch depends on the others, so that `elsewhere` must be given
+
+    Raises SegpipeError where class_weights names classes that do not exist, or leaves none to learn.
     """
-    return max(n_stages - 2, 1)
 
+    def __init__(self, settings: Loss, labels: Mapping[str, int], batch_dice: bool) -> None:
+        self.settings, self.batch_dice = settings, batch_dice
+        self.custom = None if settings.custom is None else plugins.load(settings.custom, "train.loss.custom")
+        self.class_weights = _class_weights(settings.class_weights, labels)
+        self.joint = batch_dice and settings.region_weight > 0 and self.custom is None
 
-def supervision_weights(n_outputs: int) -> list[float]:
-    """Halved per resolution, the finest first; the sum is 1."""
-    weights = [0.5**i for i in range(n_outputs)]
-    return [weight / sum(weights) for weight in weights]
+    def n_outputs(self, n_stages: int) -> int:
+        """How many outputs of the decoder enter the loss, of a network of `n_stages` resolutions.
+
+        Unless `deep_supervision` says so, all but the coarsest, to which nnU-Net gives the weight 0. Where the decoder
+        has one stage only, that one counts (nnU-Net divides 0 by 0 there).
+
+        Raises SegpipeError where there are more weights than outputs.
+        """
+        weights = self.settings.deep_supervision
+        if weights is None:
+            return max(n_stages - 2, 1)
+        if len(weights) > n_stages - 1:
+            raise SegpipeError(
+                problem(
+                    "more weights than the network has outputs",
+                    where="params.yaml: train.loss.deep_supervision",
+                    found=f"{len(weights)} weights: {weights}",
+                    expected=f"at most {n_stages - 1}, one for each stage of the decoder, the finest first",
+                    cure="remove the last ones",
+                )
+            )
+        return len(weights)
+
+    def weights(self, n_outputs: int) -> list[float]:
+        """Of the outputs, the finest first; halved per resolution where the settings say nothing. The sum is 1."""
+        weights = self.settings.deep_supervision or [0.5**i for i in range(n_outputs)]
+        return [weight / sum(weights) for weight in weights]
+
+    def __call__(self, outputs: Sequence[Tensor], label: Tensor, elsewhere: Sequence[Tensor] | None = None) -> Tensor:
+        """Weighted sum over the resolutions, a float32 scalar.
+
+        outputs : logits (B, classes, ...) of any floating type, the finest first
+        label : (B, ...) int64, at full resolution
+        elsewhere : sum of the `sums` of all other micro-batches of the same optimiser step, needed where `joint`. The
+            loss is then that of all of them together, so the mean over micro-batches is as well. Its gradient goes
+            through this micro-batch alone, times the number k of micro-batches: the mean of k such gradients, which
+            is what (loss / k).backward() for each of them adds up to, is the gradient of the large batch.
+        """
+        if self.class_weights is not None:  # moved once: a copy in each step would wait for the device
+            self.class_weights = self.class_weights.to(label.device)
+        others = [None] * len(outputs) if elsewhere is None else elsewhere
+        terms = [
+            weight * self._at_one_resolution(logits, downsampled(label, logits.shape[2:]), other)
+            for weight, logits, other in zip(self.weights(len(outputs)), outputs, others, strict=True)
+            if weight > 0
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def sums(self, outputs: Sequence[Tensor], label: Tensor) -> list[Tensor]:
+        """For `elsewhere`: of each output the region sums of the micro-batch, and its number of samples.
+
+        (4, foreground classes) float32: overlap, probability mass, reference voxels, samples. They may be added.
+        """
+        sums = []
+        for logits in outputs:
+            log_p, reference = _by_class(logits, downsampled(label, logits.shape[2:]))
+            region = _region_sums(log_p, reference).sum(1)
+            sums.append(torch.cat([region, torch.full_like(region[:1], len(logits))]))
+        return sums
+
+    def _at_one_resolution(self, logits: Tensor, label: Tensor, others: Tensor | None) -> Tensor:
+        """A float32 scalar. logits : (B, classes, ...); label : (B, ...); others : (4, foreground classes) or None"""
+        if self.custom is not None:
+            return _scalar(self.custom(logits.float(), label))
+        log_p, reference = _by_class(logits, label)
+        loss = log_p.new_zeros(())
+        if self.settings.region_weight > 0:
+            loss = loss + self.settings.region_weight * self._region(log_p, reference, others)
+        if self.settings.voxel_weight > 0:
+            loss = loss + self.settings.voxel_weight * self._voxel(-(log_p * reference).sum(1), label)
+        return loss
+
+    def _region(self, log_p: Tensor, reference: Tensor, others: Tensor | None) -> Tensor:
+        """Minus the mean Tversky index of the foreground classes (Salehi 2017, arXiv:1706.05721), or minus the Dice.
+
+        With the smoothing of nnunetv2/training/loss/dice.py: (2 overlap + s) / (mass + reference + s), which is the
+        index where false positives and false negatives weigh 1/2 each.
+        """
+        sums = _region_sums(log_p, reference)
+        if self.batch_dice:
+            sums = sums.sum(1)
+            if others is not None:
+                sums = _together(sums, len(log_p), others)
+        tversky = self.settings.region == "tversky"
+        alpha, beta = (self.settings.tversky_alpha, self.settings.tversky_beta) if tversky else (0.5, 0.5)
+        overlap, mass, voxels = sums
+        # overlap + alpha * (mass - overlap) + beta * (voxels - overlap), twice
+        size = (2 - 2 * alpha - 2 * beta) * overlap + 2 * alpha * mass + 2 * beta * voxels
+        index = (2 * overlap + SMOOTH) / (size + SMOOTH)
+        if self.class_weights is None:
+            return -index.mean()
+        weights = self.class_weights[1:]
+        return -(index * (weights / weights.sum())).sum(-1).mean()
+
+    def _voxel(self, entropy: Tensor, label: Tensor) -> Tensor:
+        """Mean over all voxels of the weighted cost; the number of voxels divides, not the sum of the weights.
+
+        entropy : (B, voxels), plain cross-entropy, by which topk chooses before any weight; label : (B, ...)
+        """
+        cost = focal(entropy, self.settings.focal_gamma) if self.settings.voxel == "focal" else entropy
+        if self.settings.voxel == "topk":
+            cost = cost * hardest(entropy, self.settings.topk_percent)
+        if self.class_weights is not None:
+            cost = cost * self.class_weights[label.flatten(1)]
+        if self.settings.boundary_weight > 0:
+            near = near_border(label, self.settings.boundary_width).flatten(1)
+            cost = cost * (1 + self.settings.boundary_weight * near)
+        return cost.mean()
 
 
 def downsampled(label: Tensor, shape: Sequence[int]) -> Tensor:
@@ -31,28 +157,99 @@ def downsampled(label: Tensor, shape: Sequence[int]) -> Tensor:
     return label
 
 
-def supervised_loss(outputs: Sequence[Tensor], label: Tensor, batch_dice: bool) -> Tensor:
-    """Weighted sum of `dice_and_cross_entropy` over the outputs, the finest first."""
-    weights = supervision_weights(len(outputs))
-    terms = [
-        weight * dice_and_cross_entropy(logits, downsampled(label, logits.shape[2:]), batch_dice)
-        for weight, logits in zip(weights, outputs, strict=True)
-    ]
-    return torch.stack(terms).sum()
+def focal(entropy: Tensor, gamma: float) -> Tensor:
+    """Cross-entropy times (1 - p)^gamma (Lin 2017, arXiv:1708.02002), where p is exp(-entropy)."""
+    return (-torch.expm1(-entropy)).clamp_min(SMALLEST_MISS) ** gamma * entropy
 
 
-def dice_and_cross_entropy(logits: Tensor, label: Tensor, batch_dice: bool) -> Tensor:
-    """Cross-entropy minus the mean soft Dice of the foreground classes, in float32.
+@torch.no_grad()
+def hardest(entropy: Tensor, percent: float) -> Tensor:
+    """Weights that turn the mean of a sample into the mean of its hardest voxels, k of n: n / k for them, else 0.
 
-    logits : (B, classes, ...); label : (B, ...) int64
-    batch_dice : one Dice per class over the whole batch instead of one per sample
+    nnunetv2/training/loss/robust_ce_loss.py, but per sample, not over the batch. The voxels that tie for the last
+    places share them, so neither value nor gradient depends on an order.
+
+    entropy : (B, voxels); so is the result
     """
-    log_p = log_softmax(logits.float(), 1)
-    probability = log_p.exp().flatten(2)[:, 1:]
-    classes = torch.arange(1, logits.shape[1], device=label.device).view(1, -1, 1)
-    reference = label.flatten(1)[:, None] == classes
-    axes = (0, 2) if batch_dice else (2,)
-    overlap = (probability * reference).sum(axes)
-    total = probability.sum(axes) + reference.sum(axes)
-    dice = (2 * overlap + SMOOTH) / (total + SMOOTH).clamp_min(1e-8)
-    return nll_loss(log_p, label) - dice.mean()
+    n = entropy.shape[1]
+    k = max(int(n * percent / 100), 1)
+    least = entropy.topk(k, sorted=False).values.amin(1, keepdim=True)
+    above, tied = entropy > least, entropy == least
+    share = (k - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
+    return (above + share * tied) * (n / k)
+
+
+def near_border(label: Tensor, width: int) -> Tensor:
+    """Voxels with another label at most `width` voxels away along each axis. (B, ...) integers to (B, ...) bool"""
+    pool = max_pool3d if label.ndim == 4 else max_pool2d
+    values = label.float()
+    ends = torch.stack([values, -values], 1)  # the highest label and minus the lowest
+    for axis in range(label.ndim - 1):  # a maximum over a box, one axis after the other
+        width_here = [width if other == axis else 0 for other in range(label.ndim - 1)]
+        ends = pool(ends, [2 * w + 1 for w in width_here], 1, width_here)
+    return ends.sum(1) != 0
+
+
+def _by_class(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and the label as 0 and 1, both (B, classes, voxels) float32."""
+    classes = torch.arange(logits.shape[1], device=label.device).view(1, -1, 1)
+    return log_softmax(logits.float(), 1).flatten(2), (label.flatten(1)[:, None] == classes).float()
+
+
+def _region_sums(log_p: Tensor, reference: Tensor) -> Tensor:
+    """(3, B, foreground classes): overlap, probability mass and reference voxels. Both arguments as of `_by_class`."""
+    probability, reference = log_p[:, 1:].exp(), reference[:, 1:]
+    return torch.stack([(probability * reference).sum(2), probability.sum(2), reference.sum(2)])
+
+
+def _together(own: Tensor, n_samples: int, others: Tensor) -> Tensor:
+    """Region sums of all micro-batches, with the gradient of our own times the number of micro-batches.
+
+    own : (3, foreground classes); others : (4, foreground classes), the last row counts samples
+    """
+    n_batches = 1 + others[3] / n_samples
+    return others[:3] + own.detach() + n_batches * (own - own.detach())
+
+
+def _scalar(value: object) -> Tensor:
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value
+    raise SegpipeError(
+        problem(
+            "the loss is not a number",
+            where="params.yaml: train.loss.custom",
+            found=f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__,
+            expected="a tensor of shape (), from logits (B, classes, ...) and a label (B, ...)",
+            cure="reduce it, with .mean() say; docs/extending.md has an example",
+        )
+    )
+
+
+def _class_weights(named: Mapping[str, float] | None, labels: Mapping[str, int]) -> Tensor | None:
+    """(classes,) float32 in the order of the values; None where all are 1."""
+    if named is None:
+        return None
+    raise_all("params.yaml does not fit the dataset", _class_weight_problems(named, labels))
+    return torch.tensor([named.get(name, 1.0) for name in sorted(labels, key=lambda name: labels[name])])
+
+
+def _class_weight_problems(named: Mapping[str, float], labels: Mapping[str, int]) -> Iterator[str]:
+    where = "params.yaml: train.loss.class_weights"
+    for name in named:
+        if name not in labels:
+            near = difflib.get_close_matches(name, labels, n=1, cutoff=0.5)
+            yield problem(
+                "no such class",
+                where=where,
+                found=repr(name),
+                expected=f"one of {', '.join(labels)}",
+                cure=f"did you mean {near[0]!r}?" if near else "remove it, or name a class of dataset.json",
+            )
+    if all(named.get(name) == 0 for name, value in labels.items() if value > 0):
+        yield problem(
+            "no class is left to learn",
+            where=where,
+            found="0 for every class but the background",
+            expected="a weight above 0 for one of them at least",
+            cure="raise one of the weights",
+        )
