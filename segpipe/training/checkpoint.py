@@ -32,8 +32,9 @@ def sizes(folder: Path) -> str:
 class Writer:
     """Saves checkpoints in the order given, on a thread of its own, while the training goes on.
 
-    The content is copied when it is given, on its device, and may change afterwards. A failed save raises at the next
-    call. At most one checkpoint waits while another is written.
+    The content is copied when it is given, on its device, and may change afterwards. At most one checkpoint waits while
+    another is written. After a failed save nothing is written any more, and its error is raised at the second call
+    after it or when the writer finishes: a `latest` without its `best` would never be noticed.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,8 @@ class Writer:
     def save(self, path: Path, content: dict[str, Any]) -> None:
         """Save soon."""
         self._finish(but=1)
-        self._waiting.append(self._thread.submit(save, path, snapshot(content)))
+        before = self._waiting[-1] if self._waiting else None
+        self._waiting.append(self._thread.submit(_save_after, before, path, snapshot(content)))
 
     def finish(self) -> None:
         """Wait until everything is on disk."""
@@ -52,6 +54,12 @@ class Writer:
     def _finish(self, but: int) -> None:
         while len(self._waiting) > but:
             self._waiting.popleft().result()
+
+
+def _save_after(before: Future[None] | None, path: Path, content: dict[str, Any]) -> None:
+    if before is not None:
+        before.result()
+    save(path, content)
 
 
 def snapshot(value: Any) -> Any:
