@@ -60,12 +60,12 @@ class Rate:
         self.factor = _factor(settings.schedule)
 
     def __call__(self, step: int) -> float:
-        """The rate of a step; the same for all steps of an epoch where the schedule is per epoch."""
+        """The rate of a step. It rises with each step of the warm-up, even where the schedule changes it per epoch."""
+        warmup = self.settings.warmup_steps
+        if step < warmup:
+            return self.learning_rate * ((step + 1) / warmup)
         unit = self.length.steps_per_epoch if self.settings.per == "epoch" else 1
-        start, warmup = step // unit * unit, self.settings.warmup_steps
-        if start < warmup:
-            return self.learning_rate * min((start + unit) / warmup, 1)
-        end = math.ceil(self.length.total_steps / unit) * unit
+        start, end = max(step // unit * unit, warmup), math.ceil(self.length.total_steps / unit) * unit
         return self.learning_rate * self.factor((start - warmup) / (end - warmup), self.settings)
 
 

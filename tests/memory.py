@@ -1,0 +1,56 @@
+"""A training on random cases in memory, set up as from params.yaml and a store."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tiny import params, planned, random_case
+
+from segpipe.prepare.plan import Configuration
+from segpipe.prepare.store import StoredCase
+from segpipe.training.feed import Feed
+from segpipe.training.loop import Training, fit
+from segpipe.training.setup import Setup
+
+LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
+TRAIN, VAL = ["c0", "c1", "c2"], ["c3"]
+
+
+class Store(SimpleNamespace):
+    """What a training asks of a store."""
+
+    def open(self, case: str) -> StoredCase:
+        return self.content[case]
+
+
+def store(plan: Configuration | None = None, n_cases: int = 4, shape: tuple[int, ...] = (14, 14, 14)) -> Store:
+    plan = plan or planned()
+    n_channels = len(plan.normalisation)
+    content = {f"c{i}": random_case(shape, n_channels, seed=i) for i in range(n_cases)}
+    names = tuple(f"channel {i}" for i in range(n_channels))
+    return Store(content=content, planned=plan, cases=SimpleNamespace(labels=LABELS, channel_names=names))
+
+
+def feed(plan: Configuration | None = None, shape: tuple[int, ...] = (20, 20, 20), **changes: Any) -> Feed:
+    """Four training and two validation cases; `changes` name settings as `train__seed`."""
+    return Feed(store(plan, 6, shape), ["c0", "c1", "c2", "c3"], ["c4", "c5"], params(**changes).train, pin=False)
+
+
+def setup(plan: Configuration | None = None, **changes: Any) -> Setup:
+    return Setup.of(store(plan), {"train": TRAIN, "val": VAL}, params(**changes))
+
+
+def training(plan: Configuration | None = None, **changes: Any) -> Training:
+    return setup(plan, **changes).training(None, lambda: None)
+
+
+def run(one: Training, between: Callable[[], None] = lambda: None) -> Training:
+    """Train to the end, or to what `between` raises."""
+    fit(one, between, lambda row, seconds: None)
+    return one
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    """All of them, in one row."""
+    return torch.cat([value.flatten() for value in network.state_dict().values()])
