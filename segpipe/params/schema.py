@@ -104,9 +104,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _averaged_weights_exist(self) -> "Params":
         if self.validate_.weights == "averaged" and self.train.ema.decay is None:
-            raise ValueError(
-                "validate.weights: averaged needs train.ema.decay, which is null"
-            )
+            raise ValueError("validate.weights: averaged needs train.ema.decay, which is null")
         return self
 
     @property

@@ -7,6 +7,7 @@ from segpipe.errors import problem, raise_all
 from segpipe.params.train import Best, EarlyStopping, Train
 
 Row = dict[str, Any]
+LOSSES = ("train_loss", "val_loss", "averaged_val_loss")  # the columns that improve by falling
 
 
 def columns(settings: Train, classes: list[str]) -> list[str]:
@@ -49,15 +50,12 @@ def with_running_means(row: Row, rows: list[Row], settings: Best) -> Row:
     Where a metric of the fitness does not exist in this epoch, its running mean stays as it was.
     """
     earlier = rows[-1] if rows else {}
+    row = {**row, "dice_ema": _running_mean(earlier.get("dice_ema"), row["dice_mean"], settings.smoothing)}
     values = [row[name] for name in settings.fitness]
     fitness = None
     if None not in values:
         fitness = sum(weight * value for weight, value in zip(settings.fitness.values(), values, strict=True))
-    return {
-        **row,
-        "dice_ema": _running_mean(earlier.get("dice_ema"), row["dice_mean"], settings.smoothing),
-        "fitness_ema": _running_mean(earlier.get("fitness_ema"), fitness, settings.smoothing),
-    }
+    return {**row, "fitness_ema": _running_mean(earlier.get("fitness_ema"), fitness, settings.smoothing)}
 
 
 def _running_mean(mean: float | None, value: float | None, smoothing: float) -> float | None:
@@ -73,10 +71,13 @@ def best_epoch(rows: list[Row]) -> int | None:
 
 
 def stopped(rows: list[Row], settings: EarlyStopping) -> Row | None:
-    """Why the training ends here, before its time; None while it goes on."""
-    if settings.patience is None:
+    """Why the training ends here, before its time; None while it goes on.
+
+    It goes on after an epoch that has no value: what was not measured has not failed to improve.
+    """
+    if settings.patience is None or not rows or rows[-1][settings.monitor] is None:
         return None
-    sign = -1 if settings.monitor.endswith("loss") else 1
+    sign = -1 if settings.monitor in LOSSES else 1
     best, since = None, 0
     for row in rows:
         value = row[settings.monitor]
