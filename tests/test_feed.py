@@ -1,42 +1,113 @@
-"""Batches: pure functions of the step, the same for any number of threads, and what is in them."""
+"""Batches: pure functions of their number, the same for any number of threads, and what is in them."""
 
+import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny import params, planned, random_case
+from memory import feed
+from tiny import params, planned
 
 from segpipe.training.feed import Feed, ahead
 
 pytest_plugins = ["phantom_fixtures"]
 
 
-class Cases(SimpleNamespace):
-    """A store of cases in memory: what a feed asks of it."""
-
-    def open(self, case):
-        return self.content[case]
-
-
-def feed(plan=None, shape=(20, 20, 20), n_channels=1, **changes):
-    content = {f"c{i}": random_case(shape, n_channels, seed=i) for i in range(6)}
-    store = Cases(content=content, planned=plan or planned())
-    return Feed(store, ["c0", "c1", "c2", "c3"], ["c4", "c5"], params(**changes).train)
-
-
 def same(one, other):
     return torch.equal(one.image, other.image) and torch.equal(one.label, other.label) and one.sources == other.sources
 
 
+# ahead of time
+
+
 @pytest.mark.parametrize("kind", ["training", "validation"])
 def test_batches_do_not_depend_on_the_threads_that_make_them(kind):
-    batches = [list(ahead(getattr(feed(), kind), range(3, 9), depth)) for depth in (0, 1, 3)]
-    assert [len(several) for several in batches] == [6, 6, 6]
+    ways = [(4, 0), (4, 1), (1, 3), (3, 3), (9, 2)]  # batches ahead, threads
+    batches = [list(ahead(getattr(feed(), kind), range(3, 9), depth, threads)) for depth, threads in ways]
+    assert [len(several) for several in batches] == [6] * len(ways)
     for several in batches[1:]:
         assert all(same(one, other) for one, other in zip(several, batches[0], strict=True))
     assert not same(batches[0][0], batches[0][1])
+
+
+def test_batches_are_made_by_as_many_threads_as_asked_for():
+    def made_by(threads):
+        barrier = threading.Barrier(threads or 1, timeout=20)  # passed only by so many at the same time
+        names = []
+
+        def make(number):
+            barrier.wait()
+            names.append(threading.current_thread().name)
+            return number
+
+        assert list(ahead(make, range(6), 4, threads)) == list(range(6))
+        return set(names)
+
+    main = threading.current_thread().name
+    assert made_by(0) == {main}
+    for threads in (1, 2, 3):
+        assert len(made_by(threads)) == threads
+        assert main not in made_by(threads)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_more_than_depth_batches_are_never_prepared_ahead(threads):
+    made = []
+    batches = ahead(lambda number: made.append(number) or number, range(20), 3, threads)
+    assert made == []
+    assert next(batches) == 0
+    assert max(made) <= 3
+    assert [next(batches), next(batches)] == [1, 2]
+    assert max(made) <= 5
+    assert list(batches) == list(range(3, 20))
+
+
+def test_without_threads_a_batch_is_made_when_it_is_due():
+    made = []
+    batches = ahead(lambda number: made.append(number) or number, range(20), 3, 0)
+    assert [next(batches), next(batches)] == [0, 1]
+    assert made == [0, 1]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_an_error_while_making_a_batch_reaches_the_training(threads):
+    def fails_at_two(number):
+        if number == 2:
+            raise OSError("disk")
+        return number
+
+    batches = ahead(fails_at_two, range(9), 4, threads)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(OSError, match="disk"):
+        next(batches)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_that_nobody_waits_for_any_more_are_not_made(threads):
+    """A training that stops early neither hangs nor makes what was ordered."""
+    gate, made = threading.Event(), []
+
+    def make(number):
+        if number > 0:
+            gate.wait(20)
+        made.append(number)
+        return number
+
+    batches = ahead(make, range(10**9), 50, threads)
+    before = threading.active_count()
+    gate_opens = threading.Timer(0.2, gate.set)
+    making = threading.Thread(target=lambda: next(batches))
+    making.start()
+    making.join()
+    gate_opens.start()
+    batches.close()
+    gate_opens.join()
+    assert threading.active_count() == before
+    assert len(made) <= 1 + threads
+
+
+# what a batch is
 
 
 def test_a_batch_is_decided_by_its_step_and_the_seed():
@@ -48,28 +119,6 @@ def test_a_batch_is_decided_by_its_step_and_the_seed():
     assert same(late, feed().training(700))
     assert not same(late, feed(train__seed=1).training(700))
     assert not same(one.training(0), one.validation(0))
-
-
-def test_more_than_depth_batches_are_never_prepared_ahead():
-    made = []
-    batches = ahead(lambda step: made.append(step) or step, range(20), 3)
-    assert made == []
-    assert next(batches) == 0
-    assert max(made) <= 3
-    assert list(batches) == list(range(1, 20))
-
-
-@pytest.mark.parametrize("depth", [0, 2])
-def test_an_error_while_making_a_batch_reaches_the_training(depth):
-    def fails_at_two(step):
-        if step == 2:
-            raise OSError("disk")
-        return step
-
-    batches = ahead(fails_at_two, range(9), depth)
-    assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(OSError, match="disk"):
-        next(batches)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +147,87 @@ def test_training_and_validation_see_their_own_cases_evenly():
     }
     counts = [seen["training"].count(name) for name in ("c0", "c1", "c2", "c3")]
     assert min(counts) > 75 - 4 * np.sqrt(75)
+
+
+def test_only_pinned_batches_are_put_into_page_locked_memory(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self)
+    plain, other = feed(), feed()
+    plain.training(0), plain.validation(0)
+    assert pinned == []
+    assert same(replace(other, pin=True).training(0), plain.training(0))
+    assert pinned == [(2, 1, 8, 8, 8), (2, 8, 8, 8)]
+
+
+# which cases
+
+
+def cases_of(one, numbers):
+    return [name for number in numbers for name, _ in one.training(number).sources]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_without_replacement_each_case_is_seen_once_per_pass(accumulate):
+    """Four cases in batches of two; whatever a step takes, batch after batch goes on where the last one ended."""
+    one = feed(train__replacement=False, train__accumulate=accumulate)
+    passes = [cases_of(one, [2 * i, 2 * i + 1]) for i in range(12)]
+    assert all(sorted(names) == ["c0", "c1", "c2", "c3"] for names in passes)
+    assert len({tuple(names) for names in passes}) > 4  # every pass in an order of its own
+    assert passes != [cases_of(feed(train__replacement=False, train__seed=1), [2 * i, 2 * i + 1]) for i in range(12)]
+    assert [cases_of(one, [2 * i, 2 * i + 1]) for i in reversed(range(12))] == passes[::-1]
+
+
+def test_passes_need_not_be_whole_batches():
+    one = feed(replace(planned(), batch_size=3), train__replacement=False)
+    names = cases_of(one, range(8))
+    assert [sorted(names[i : i + 4]) for i in range(0, 24, 4)] == [["c0", "c1", "c2", "c3"]] * 6
+    late = feed(replace(planned(), batch_size=3), train__replacement=False)  # as after a resume
+    assert cases_of(late, range(5, 8)) == names[15:]
+
+
+def test_with_replacement_a_case_may_come_twice_in_a_pass():
+    names = cases_of(feed(train__accumulate=2), range(40))
+    assert not all(len(set(names[i : i + 4])) == 4 for i in range(0, 80, 4))
+
+
+# accumulation
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("share", [0.33, 0.6])
+def test_accumulated_batches_are_the_parts_of_the_large_one(replacement, share):
+    changes = {"train__replacement": replacement, "train__oversample_foreground": share}
+    large = feed(replace(planned(), batch_size=8), **changes)
+    small = feed(train__accumulate=4, **changes)
+    for step in (0, 3):
+        parts, whole = [small.training(4 * step + i) for i in range(4)], large.training(step)
+        assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+        assert torch.equal(torch.cat([part.label for part in parts]), whole.label)
+        assert [source for part in parts for source in part.sources] == whole.sources
+
+
+@pytest.mark.parametrize(("accumulate", "forced"), [(1, 1), (3, 2), (4, 3)])
+def test_the_share_of_foreground_is_that_of_the_large_batch(monkeypatch, accumulate, forced):
+    """A third of 2, 6 and 8, in the last samples; not one of each pair."""
+    drawn = []
+    monkeypatch.setattr("segpipe.training.feed.draw_box", lambda rng, case, size, margin, force: drawn.append(force))
+    monkeypatch.setattr(Feed, "geometry", feed().geometry)
+    monkeypatch.setattr("segpipe.training.feed.read_patch", lambda *_: (torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 8)))
+    one = feed(train__accumulate=accumulate, train__augment=False)
+    for number in range(accumulate):
+        one.training(5 * accumulate + number)
+    assert drawn == [False] * (2 * accumulate - forced) + [True] * forced
+    drawn.clear()
+    one.validation(0)
+    assert drawn == [False, True]  # validation batches are not accumulated
+
+
+def test_validation_patches_do_not_depend_on_how_is_trained():
+    changed = feed(train__accumulate=4, train__replacement=False, train__augment=False, train__epochs=7)
+    assert same(changed.validation(3), feed().validation(3))
+
+
+# what is in a batch
 
 
 def test_the_last_sample_of_a_pair_contains_foreground():
@@ -140,11 +270,11 @@ def test_channels_normalised_inside_the_mask_are_zero_outside(mask):
     plans = [
         replace(planned(), use_mask_for_norm=wanted, normalisation=["zscore"] * 2) for wanted in (mask, [False, False])
     ]
-    one, plain = (feed(plan, n_channels=2) for plan in plans)
+    one, plain = (feed(plan) for plan in plans)
     for step in range(12):
         for sample in range(2):
-            image, label, _ = one._sample(0, step, sample, one.train_cases, True)
-            unmasked, _, _ = plain._sample(0, step, sample, plain.train_cases, True)
+            image, label, _ = one._sample(0, step, sample, 2, True)
+            unmasked, _, _ = plain._sample(0, step, sample, 2, True)
             outside = label < 0
             assert torch.equal(image[:, ~outside], unmasked[:, ~outside])
             for channel in range(2):
@@ -156,7 +286,7 @@ def test_channels_normalised_inside_the_mask_are_zero_outside(mask):
 def test_batches_of_a_real_store(prepared):
     settings = params().train
     cases = prepared.cases.training
-    batch = Feed(prepared.store, cases[:3], cases[3:], settings).training(0)
+    batch = Feed(prepared.store, cases[:3], cases[3:], settings, pin=False).training(0)
     assert batch.image.shape == (2, 1, 16, 16, 16)
     assert set(batch.label.unique().tolist()) <= {0, 1, 2, 3}
     assert {name for name, _ in batch.sources} <= set(cases[:3])

@@ -7,7 +7,15 @@ import pytest
 from scipy.stats import chisquare
 from tiny import stored_case
 
-from segpipe.training.sampling import TRAINING, VALIDATION, draw_box, forced_foreground, generator
+from segpipe.training.sampling import (
+    ORDER,
+    TRAINING,
+    VALIDATION,
+    case_in_pass,
+    draw_box,
+    forced_foreground,
+    generator,
+)
 
 
 def blank(*shape: int):
@@ -16,7 +24,7 @@ def blank(*shape: int):
 
 def test_numbers_depend_on_seed_stream_step_and_sample_and_on_nothing_else():
     keys = [(7, TRAINING, step, sample) for step in (0, 1, 250) for sample in (0, 1)]
-    keys += [(8, TRAINING, 0, 0), (7, VALIDATION, 0, 0)]
+    keys += [(8, TRAINING, 0, 0), (7, VALIDATION, 0, 0), (7, ORDER, 0, 0)]
     forwards = {key: generator(*key).random(100).tolist() for key in keys}
     backwards = {key: generator(*key).random(100).tolist() for key in reversed(keys)}
     assert forwards == backwards
@@ -28,6 +36,25 @@ def test_samples_never_share_numbers():
     n = 50_000
     streams = [generator(0, TRAINING, step, sample).random(n) for step in (0, 1) for sample in (0, 1)]
     assert len(np.unique(np.concatenate(streams))) == 4 * n
+
+
+@pytest.mark.parametrize("n_cases", [1, 2, 7])
+def test_each_pass_has_every_case_once_in_an_order_of_its_own(n_cases):
+    passes = [[case_in_pass(3, i * n_cases + j, n_cases) for j in range(n_cases)] for i in range(40)]
+    assert all(sorted(one) == list(range(n_cases)) for one in passes)
+    assert len({tuple(one) for one in passes}) == {1: 1, 2: 2, 7: 40}[n_cases]
+    assert case_in_pass(3, 5 * n_cases, n_cases) == passes[5][0]  # whatever was asked before
+
+
+def test_every_place_of_a_pass_is_given_to_all_cases_evenly():
+    for place in (0, 4):
+        counts = Counter(case_in_pass(0, 5 * i + place, 5) for i in range(1000))
+        assert chisquare([counts[case] for case in range(5)]).pvalue > 1e-3
+
+
+def test_another_seed_is_another_order():
+    orders = {tuple(case_in_pass(seed, number, 7) for number in range(14)) for seed in range(5)}
+    assert len(orders) == 5
 
 
 def nnunet_range(shape: int, size: int, margin: int) -> tuple[int, int]:
