@@ -273,8 +273,8 @@ def test_channels_normalised_inside_the_mask_are_zero_outside(mask):
     one, plain = (feed(plan) for plan in plans)
     for step in range(12):
         for sample in range(2):
-            image, label, _ = one._sample(0, step, sample, 2, True)
-            unmasked, _, _ = plain._sample(0, step, sample, 2, True)
+            image, label, _ = one._sample(0, step, sample, 2, sample == 1)
+            unmasked, _, _ = plain._sample(0, step, sample, 2, sample == 1)
             outside = label < 0
             assert torch.equal(image[:, ~outside], unmasked[:, ~outside])
             for channel in range(2):
