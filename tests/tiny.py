@@ -1,7 +1,9 @@
 """What the tests of training, inference and evaluation share: settings, a case in memory, five prepared phantoms."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,15 @@ SMALL = {
 }
 
 
+@cache
+def _raw() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((TESTS.parent / "params.yaml").read_text())
+    return content
+
+
 def params(**changes: Any) -> Params:
     """params.yaml of the project with small numbers; `changes` name settings as `train__epochs`."""
-    raw = yaml.safe_load((TESTS.parent / "params.yaml").read_text())
+    raw = deepcopy(_raw())
     for key, value in {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}}.items():
         *sections, name = key.split(".")
         block = raw

@@ -138,7 +138,7 @@ def _sums_elsewhere(training: Training, batches: Sequence[Batch]) -> list[list[T
 
     It costs a forward pass per batch; without it four batches of two would not learn what one of eight learns.
     """
-    if len(batches) == 1 or not training.feed.store.planned.batch_dice:
+    if len(batches) == 1 or not training.loss.joint:
         return [None] * len(batches)
     sums = []
     for batch in batches:
