@@ -1,33 +1,56 @@
-"""A training and its files: what identifies it, what survives an interruption, what is published."""
+"""A training and its files: what survives an interruption, what is saved when, what is published."""
 
-import os
+import json
 import re
-import signal
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import TESTS, params, prepare
+import victims
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import params
 
 from segpipe import digest
 from segpipe.data import splits
-from segpipe.training import checkpoint, job, loop
+from segpipe.training import checkpoint, curves, job, loop, selection
+from segpipe.training.identity import identify
+from segpipe.training.setup import Setup
 
 pytest_plugins = ["phantom_fixtures"]
 
 FILES = ("checkpoint_final.pth", "checkpoint_best.pth", "metrics.csv", "progress.png")
+CLASSES = ["liver", "kidneys", "vessel"]
+SHORT = {"train__epochs": 2, "train__iterations_per_epoch": 1, "train__val_iterations_per_epoch": 1}
 
 
-def state_of(prepared, out, settings=None) -> Path:
+@pytest.fixture
+def _no_pictures(monkeypatch):
+    monkeypatch.setattr(curves, "draw", victims.draw)
+
+
+def state_of(prepared, out, settings):
     fold = splits.read(prepared.splits, "0")
-    return out / "state" / job.identify(prepared.store, fold, settings or params()).digest
+    return out / "state" / identify(prepared.store, fold, settings, out / "state").digest
 
 
-def contents(out):
-    return {name: (out / name).read_bytes() for name in FILES}
+def train(prepared, out, settings, *whole_cases):
+    job.train(prepared.store, prepared.splits, "0", out, settings, *whole_cases)
+    return state_of(prepared, out, settings)
+
+
+def contents(out, names=FILES):
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def loaded(out):
+    return (checkpoint.load(out / f"checkpoint_{name}.pth") for name in ("best", "final"))
+
+
+def rows_of(out):
+    header, *lines = [line.split(",") for line in (out / "metrics.csv").read_text().splitlines()]
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------------
 
 
 class Interrupted(Exception):
@@ -35,13 +58,13 @@ class Interrupted(Exception):
 
 
 def stop_when(monkeypatch, condition):
-    """Raise before the first training step for which `condition(epoch, step)` holds."""
+    """Raise before the first step or validation batch for which `condition(training)` holds."""
 
-    def on_step(self, epoch, step):
-        if condition(epoch, step):
+    def between(self):
+        if condition(self.training):
             raise Interrupted
 
-    monkeypatch.setattr(job._Job, "_on_step", on_step)
+    monkeypatch.setattr(job._Job, "_between", between)
 
 
 def stop_before_saving(monkeypatch, name, number):
@@ -50,151 +73,184 @@ def stop_before_saving(monkeypatch, name, number):
 
     def stop(path, content):
         counts.append(path.name)
-        if counts.count(name) == number:
+        if path.name == name and counts.count(name) == number:
             raise Interrupted
         save(path, content)
 
     monkeypatch.setattr(checkpoint, "save", stop)
 
 
+def stop_drawing(monkeypatch):
+    def stop(*_):
+        raise Interrupted
+
+    monkeypatch.setattr(curves, "draw", stop)
+
+
 INTERRUPTIONS = {
-    "in the first epoch": lambda m: stop_when(m, lambda epoch, step: (epoch, step) == (0, 2)),
-    "after two epochs": lambda m: stop_when(m, lambda epoch, step: (epoch, step) == (2, 0)),
-    "within the third epoch": lambda m: stop_when(m, lambda epoch, step: (epoch, step) == (2, 1)),
-    "between best and latest": lambda m: stop_before_saving(m, "latest.pth", 1),
-    "before the second latest": lambda m: stop_before_saving(m, "latest.pth", 2),
-    "before the final file": lambda m: stop_before_saving(m, "final.pth", 1),
+    "in the first epoch": (lambda m: stop_when(m, lambda training: training.step == 1), 6),
+    "between two epochs": (lambda m: stop_when(m, lambda t: t.step == 4 and not t.losses), 2),
+    "within the third epoch": (lambda m: stop_when(m, lambda training: training.step == 5), 2),
+    "in the second evaluation": (lambda m: stop_when(m, lambda t: t.step == 4 and len(t.losses) == 2), 4),
+    "before the best": (lambda m: stop_before_saving(m, "best.pth", 1), 4),
+    "between best and latest": (lambda m: stop_before_saving(m, "latest.pth", 2), 4),
+    "before the last latest": (lambda m: stop_before_saving(m, "latest.pth", 3), 2),
+    "before the picture": (stop_drawing, 0),
+    "before the finished best": (lambda m: stop_before_saving(m, "best.pth", 2), 0),
+    "before the final file": (lambda m: stop_before_saving(m, "final.pth", 1), 0),
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "draw", victims.draw)
+        out = tmp_path_factory.mktemp("undisturbed")
+        victims.train(prepared, out)
+    return out
+
+
+@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize("interruption", INTERRUPTIONS)
-def test_an_interrupted_training_ends_in_the_same_files(prepared, trained, tmp_path, monkeypatch, interruption):
-    """Weights bit by bit, metrics.csv, and even the bytes of the checkpoints."""
+def test_an_interrupted_training_ends_in_the_same_files(prepared, undisturbed, tmp_path, monkeypatch, interruption):
+    """Weights bit by bit, metrics.csv, and even the bytes of the checkpoints; at most one epoch is computed twice."""
+    stop, n_steps = INTERRUPTIONS[interruption]
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        INTERRUPTIONS[interruption](patch)
-        job.train(prepared.store, prepared.splits, "0", tmp_path, params())
+        stop(patch)
+        victims.train(prepared, tmp_path)
     assert not any((tmp_path / name).exists() for name in FILES)  # nothing unfinished is published
-    job.train(prepared.store, prepared.splits, "0", tmp_path, params())
+    steps, train_step = [], loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *arguments: steps.append(1) or train_step(*arguments))
+    victims.train(prepared, tmp_path)
+    assert len(steps) == n_steps
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_a_finished_training_is_published_again_without_training(prepared, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train_step", None)
+    monkeypatch.setattr(loop, "evaluate", None)
+    settings = params()
+    source = state_of(prepared, trained / "fold_0", settings)
+    state = tmp_path / "state" / source.name
+    state.mkdir(parents=True)
+    for name in ("final.pth", "best.pth", "metrics.csv", "progress.png"):
+        (state / name).write_bytes((source / name).read_bytes())
+    train(prepared, tmp_path, settings)
     assert contents(tmp_path) == contents(trained / "fold_0")
 
 
-KILLED = """
-import os, signal
-from pathlib import Path
-from segpipe.training import job
-from tiny import params, prepare
-
-def kill(self, epoch, step):
-    if (epoch, step) == (2, 1):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-job._Job._on_step = kill
-prepared = prepare(Path("."), params())
-job.train(prepared.store, prepared.splits, "0", Path("out"), params())
-"""
-
-
-def test_a_killed_training_ends_in_the_same_files(trained, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
-    prepared = prepare(tmp_path, params())
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job._Job, "_on_step", lambda self, epoch, step: steps.append((epoch, step)))
-        job.train(prepared.store, prepared.splits, "0", tmp_path / "out", params())
-    assert steps == [(2, 0), (2, 1), (2, 2)]
-    assert contents(tmp_path / "out") == contents(trained / "fold_0")
-
-
-def test_a_finished_training_is_published_again_without_training(prepared, tmp_path, monkeypatch):
-    job.train(prepared.store, prepared.splits, "0", tmp_path, params())
-    before = contents(tmp_path)
-    for name in FILES:
-        (tmp_path / name).unlink()
-    monkeypatch.setattr(loop, "train_step", None)
-    monkeypatch.setattr(loop, "evaluate", None)
-    job.train(prepared.store, prepared.splits, "0", tmp_path, params())
-    assert contents(tmp_path) == before
-
-
+@pytest.mark.usefixtures("_no_pictures")
 def test_other_settings_never_touch_a_training_and_find_their_own_again(prepared, tmp_path, monkeypatch):
-    first, other = params(), params(train__learning_rate=0.02)
-    job.train(prepared.store, prepared.splits, "0", tmp_path, first)
-    published = contents(tmp_path)
-    state = {path.name: path.read_bytes() for path in state_of(prepared, tmp_path, first).iterdir()}
-    job.train(prepared.store, prepared.splits, "0", tmp_path, other)
-    assert state_of(prepared, tmp_path, other) != state_of(prepared, tmp_path, first)
+    first, other = params(**SHORT), params(**SHORT, train__optimiser__learning_rate=0.02)
+    state = train(prepared, tmp_path, first)
+    published, before = contents(tmp_path), {p: p.read_bytes() for p in state.rglob("*") if p.is_file()}
+    assert train(prepared, tmp_path, other) != state
     assert contents(tmp_path) != published
-    assert state == {path.name: path.read_bytes() for path in state_of(prepared, tmp_path, first).iterdir()}
+    assert before == {p: p.read_bytes() for p in state.rglob("*") if p.is_file()}
     monkeypatch.setattr(loop, "train_step", None)
-    job.train(prepared.store, prepared.splits, "0", tmp_path, first)
+    train(prepared, tmp_path, first)
     assert contents(tmp_path) == published
 
 
-# ---- identity --------------------------------------------------------------------------------------------------------
+# ---- what is saved when ----------------------------------------------------------------------------------------------
 
 
-def test_identity_follows_what_decides_the_weights(prepared):
-    fold_0, fold_1 = (splits.read(prepared.splits, fold) for fold in ("0", "1"))
-    base = job.identify(prepared.store, fold_0, params())
-    assert job.identify(prepared.store, fold_0, params()) == base
-    same = {"runtime__threads": 2, "runtime__prefetch": 9, "validate__step_size": 0.7, "folds": [1]}
-    for key, value in same.items():
-        assert job.identify(prepared.store, fold_0, params(**{key: value})) == base, key
-    others = {"epochs": 4, "seed": 1, "learning_rate": 0.1, "augment": False, "mirror_axes": [0], "precision": "bf16"}
-    for key, value in others.items():
-        changed = job.identify(prepared.store, fold_0, params(**{f"train__{key}": value}))
-        assert changed.settings != base.settings, key
-        assert changed.digest != base.digest, key
-    other_fold = job.identify(prepared.store, fold_1, params())
-    assert other_fold.settings == base.settings
-    assert other_fold.digest != base.digest
+@pytest.fixture
+def saved(monkeypatch):
+    """(file, epoch) in the order in which the checkpoints were saved."""
+    save, order = checkpoint.save, []
+
+    def noted(path, content):
+        save(path, content)
+        order.append((path.name, content["epoch"]))
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    return order
 
 
-def test_identity_follows_the_data_and_the_plan(prepared, tmp_path):
-    fold = splits.read(prepared.splits, "0")
-    base = job.identify(prepared.store, fold, params())
-    data = job.identify(replace(prepared.store, digest="other cases"), fold, params())
-    assert data.settings == base.settings
-    assert data.digest != base.digest
-    overrides = {"spacing_mm": [3.0] * 3, "patch_size": [16] * 3, "batch_size": 3, "features_base": 4}
-    batch = prepare(tmp_path, params(plan__overrides=overrides))
-    plan = job.identify(batch.store, fold, params())
-    assert batch.store.digest == prepared.store.digest  # the same cases, another plan
-    assert plan.settings != base.settings
+@pytest.mark.usefixtures("_no_pictures")
+def test_best_is_saved_before_latest_and_final_comes_last(prepared, tmp_path, saved):
+    victims.train(prepared, tmp_path)
+    assert saved == [
+        ("latest.pth", 1),
+        ("best.pth", 2),
+        ("latest.pth", 2),
+        ("latest.pth", 3),
+        ("best.pth", 2),  # with what happened after it
+        ("final.pth", 3),
+    ]
 
 
-def test_every_module_that_decides_a_training_is_in_its_digest():
-    """All of segpipe/training but what watches and keeps."""
-    keeps = {"__init__.py", "job.py", "checkpoint.py", "curves.py"}
-    modules = {path.name for path in (digest.PACKAGE / "training").glob("*.py")} - keeps
-    assert {f"training/{name}" for name in modules} == set(digest.DECIDING_MODULES["train"])
+@pytest.mark.usefixtures("_no_pictures")
+def test_with_checkpointing_disabled_only_what_is_published_is_saved(prepared, undisturbed, tmp_path, saved):
+    victims.train(prepared, tmp_path, runtime__disable_checkpointing=True)
+    assert saved == [("best.pth", 2), ("final.pth", 3)]
+    assert not list(tmp_path.rglob("latest.pth"))
+    assert contents(tmp_path) == contents(undisturbed)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("_no_pictures")
+def test_latest_is_saved_as_often_as_wanted_and_at_the_end(prepared, undisturbed, tmp_path, saved):
+    victims.train(prepared, tmp_path, runtime__checkpoint_every=2)
+    assert [epoch for name, epoch in saved if name == "latest.pth"] == [2, 3]
+    assert contents(tmp_path) == contents(undisturbed)
 
 
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_kill_loses_no_more_than_the_epochs_since_the_last_checkpoint(prepared, undisturbed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_drawing(patch)  # after epoch 3
+        victims.train(prepared, tmp_path, runtime__checkpoint_every=2)
+    (path,) = tmp_path.rglob("latest.pth")
+    assert checkpoint.load(path)["epoch"] == 3
+    path.unlink()
+    victims.train(prepared, tmp_path)  # best.pth of the second epoch is there already
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_latest_can_be_predicted_with_as_the_published_ones(prepared, tmp_path):
+    """The same content, and beside it what a resume needs."""
+    state = train(prepared, tmp_path, params(**SHORT))
+    latest, final = checkpoint.load(state / "latest.pth"), checkpoint.load(state / "final.pth")
+    assert set(latest) - set(final) == {"resume"}
+    assert all(torch.equal(latest["network"][name], final["network"][name]) for name in final["network"])
+    assert set(latest["resume"]) == {"optimiser", "scaler", "rows", "losses"}
+
+
+# ---- the checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_no_pictures")
 def test_best_is_the_epoch_with_the_highest_running_mean(prepared, tmp_path, monkeypatch):
     dice = iter([0.0, 0.8, 0.7, 0.0, 0.6])
-    classes = ("liver", "kidneys", "vessel")
     weights = []
 
-    def scripted(training):
+    def scripted(training, between):
         weights.append({key: value.clone() for key, value in training.network.state_dict().items()})
         value = next(dice)
-        return {"val_loss": 0.0, "dice_mean": value, **{f"dice_{name}": value for name in classes}}
+        return {"val_loss": 0.0, "dice_mean": value, **{f"dice_{name}": value for name in CLASSES}}
 
     monkeypatch.setattr(loop, "evaluate", scripted)
-    job.train(prepared.store, prepared.splits, "0", tmp_path, params(train__epochs=5, train__best_ema=0.5))
-    best, final = (checkpoint.load(tmp_path / f"checkpoint_{name}.pth") for name in ("best", "final"))
+    train(prepared, tmp_path, params(**{**SHORT, "train__epochs": 5}, train__best__smoothing=0.5))
+    best, final = loaded(tmp_path)
     # means 0, 0.4, 0.55, 0.275, 0.4375: neither the epoch of the highest Dice nor the last one above all means
-    assert best["epoch"] == best["row"]["epoch"] == 3
-    assert best["row"]["dice_ema"] == pytest.approx(0.55)
-    assert final["epoch"] == 5
+    assert best["epoch"] == best["row"]["epoch"] == best["step"] == best["facts"]["best_epoch"] == 3
+    assert best["row"]["fitness_ema"] == pytest.approx(0.55)
+    assert final["epoch"] == final["step"] == 5
     for content, expected in ((best, weights[2]), (final, weights[4])):
         assert all(torch.equal(content["network"][key], expected[key]) for key in expected)
     assert not all(torch.equal(best["network"][key], final["network"][key]) for key in final["network"])
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_where_no_epoch_has_a_fitness_the_last_one_is_the_best(prepared, tmp_path, caplog):
+    fitness = {"train__best__fitness": {"case_dice_mean": 1.0}, "train__full_validation__every": 9}
+    train(prepared, tmp_path, params(**SHORT, **fitness), victims.scorer)
+    best, final = loaded(tmp_path)
+    assert best["epoch"] == final["epoch"] == 2
+    assert best["facts"]["best_epoch"] is None
+    assert "no epoch had a fitness; the last one counts as the best" in caplog.text
 
 
 def test_a_checkpoint_predicts_alone_and_has_no_optimiser(prepared, trained):
@@ -211,11 +267,16 @@ def test_a_checkpoint_predicts_alone_and_has_no_optimiser(prepared, trained):
         "precision",
         "settings",
         "epoch",
+        "step",
         "row",
+        "facts",
         "network",
+        "averaged",
     }
     assert content["labels"] == prepared.cases.labels
     assert content["settings"]["epochs"] == 3
+    assert content["step"] == 9
+    assert content["averaged"] is None
     assert content["plan"]["configurations"]["3d_fullres"]["patch_size"] == [16, 16, 16]
     assert content["plan"]["intensities"]["0"]["std"] > 0
     tensors = {key for key, value in content.items() if isinstance(value, torch.Tensor)}
@@ -224,58 +285,290 @@ def test_a_checkpoint_predicts_alone_and_has_no_optimiser(prepared, trained):
     assert (trained / "fold_0/checkpoint_final.pth").stat().st_size < size * 2
 
 
-def test_a_checkpoint_executes_nothing(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
+def test_the_averaged_weights_lie_beside_the_raw_ones(undisturbed):
+    for content in loaded(undisturbed):
+        assert content["averaged"].keys() == content["network"].keys()
+        assert not all(torch.equal(content["averaged"][name], content["network"][name]) for name in content["network"])
+    best, final = loaded(undisturbed)
+    assert not all(torch.equal(best["averaged"][name], final["averaged"][name]) for name in final["averaged"])
 
-    torch.save({"network": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        checkpoint.load(tmp_path / "evil.pth")
-    assert not (tmp_path / "executed").exists()
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_facts_say_what_happened(prepared, tmp_path):
+    state = train(prepared, tmp_path, params(**SHORT, train__freeze=["encoder.*"]))
+    best, final = loaded(tmp_path)
+    assert best["facts"] == final["facts"]
+    facts = final["facts"]
+    frozen = facts.pop("frozen_parameters")
+    named = Setup.of(prepared.store, splits.read(prepared.splits, "0"), params(**SHORT)).network.named_parameters()
+    sizes = {name: parameter.numel() for name, parameter in named}
+    assert frozen == sum(size for name, size in sizes.items() if name.startswith("encoder."))
+    assert facts == {
+        "epochs": 2,
+        "steps": 2,
+        "planned_steps": 2,
+        "best_epoch": best["epoch"],
+        "stopped_early": None,
+        "continued_from": [],
+        "parameters": sum(sizes.values()),
+        "pretrained": None,
+    }
+    # a later training starts from the published weights: all of them but the heads
+    settings = params(**SHORT, train__pretrained_weights=str(state / "final.pth"))
+    pretrained = Setup.of(prepared.store, splits.read(prepared.splits, "0"), settings).facts["pretrained"]
+    assert pretrained.pop("file") == "final.pth"
+    assert sum(pretrained.values()) >= len(sizes)
+
+
+def test_stopping_early_is_in_both_checkpoints(undisturbed):
+    reason = "val_loss has not improved by more than 10 in 2 epochs (patience 2)"
+    rows = rows_of(undisturbed)
+    assert len(rows) == victims.EPOCHS
+    for content in loaded(undisturbed):
+        stop = content["facts"]["stopped_early"]
+        assert stop["epoch"] == victims.EPOCHS
+        assert stop["monitor"] == "val_loss"
+        assert stop["value"] == pytest.approx(float(rows[-1]["val_loss"]), rel=1e-5)
+        assert stop["best_value"] == pytest.approx(float(rows[0]["val_loss"]), rel=1e-5)
+        assert stop["best_epoch"] == 1
+        assert stop["reason"] == reason
+        assert content["facts"]["steps"] == victims.STEPS * victims.EPOCHS
+        assert content["facts"]["planned_steps"] == victims.STEPS * 5
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_log_says_how_it_ended_and_how_large_the_files_are(prepared, tmp_path, caplog):
+    caplog.set_level("INFO")
+    state = train(prepared, tmp_path, params(**SHORT))
+    assert "stopped early" not in caplog.text
+    sizes = ", ".join(f"{name}.pth [0-9.]+ MB" for name in ("best", "final", "latest"))
+    assert re.search(rf"fold 0: finished after epoch 2, best is epoch \d; {sizes}\n", caplog.text)
+    assert "finished after epoch 2" in (state / "train.log").read_text()
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_best_is_there_when_it_stops_early(prepared, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    stop_drawing(monkeypatch)  # what comes first after the loop
+    with pytest.raises(Interrupted):
+        victims.train(prepared, tmp_path)
+    (state,) = (tmp_path / "state").glob("*/")
+    assert checkpoint.load(state / "best.pth")["epoch"] == 2
+    assert checkpoint.load(state / "latest.pth")["epoch"] == 3
+    monkeypatch.setattr(curves, "draw", victims.draw)
+    victims.train(prepared, tmp_path)
+    assert "fold 0: stopped early after epoch 3: val_loss has not improved" in caplog.text
+
+
+# ---- what else is called ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_whole_cases_are_scored_in_their_epochs_with_what_the_settings_say(prepared, tmp_path):
+    made, scored = [], []
+
+    def whole_cases(*arguments):
+        made.append(arguments)
+
+        def score(network):
+            scored.append(network)
+            return {f"case_dice_{name}": 0.25 * len(scored) for name in ("mean", *CLASSES)}
+
+        return score
+
+    changes = {"train__epochs": 5, "train__mirror_axes": [1], "train__ema__decay": 0.5}
+    whole = {"train__full_validation__every": 2, "train__full_validation__weights": "averaged"}
+    settings = params(**{**SHORT, **changes, **whole})
+    train(prepared, tmp_path, settings, whole_cases)
+    ((store, cases, given, mirror_axes, dtype, on_case),) = made
+    assert store is prepared.store
+    assert cases == splits.read(prepared.splits, "0")["val"]
+    assert given == settings.train.full_validation
+    assert mirror_axes == [1]
+    assert dtype == torch.float32
+    assert on_case.__func__ is job._Job._between
+    assert [row["case_dice_mean"] for row in rows_of(tmp_path)] == ["", "0.25", "", "0.5", ""]
+    assert [row["case_dice_vessel"] for row in rows_of(tmp_path)] == ["", "0.25", "", "0.5", ""]
+    content = checkpoint.load(tmp_path / "checkpoint_final.pth")
+    final = scored[-1].state_dict()  # the running mean goes on being the same network
+    assert all(torch.equal(final[name], content["averaged"][name]) for name in final)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_raw_weights_are_scored_where_the_settings_say_so(prepared, tmp_path):
+    scored = []
+
+    def whole_cases(*_):
+        return lambda network: (
+            scored.append(network) or dict.fromkeys([f"case_dice_{name}" for name in ("mean", *CLASSES)], 1.0)
+        )
+
+    train(prepared, tmp_path, params(**SHORT, train__ema__decay=0.5, train__full_validation__every=1), whole_cases)
+    content = checkpoint.load(tmp_path / "checkpoint_final.pth")
+    state = scored[-1].state_dict()
+    assert all(torch.equal(state[name], content["network"][name]) for name in state)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_callbacks_are_called_in_order_after_each_epoch(prepared, tmp_path, monkeypatch):
+    called = []
+    callbacks = [lambda training, row, name=name: called.append((name, training, row)) for name in "ab"]
+    monkeypatch.setattr(Setup, "callbacks", lambda self: callbacks)
+    train(prepared, tmp_path, params(**SHORT))
+    assert [(name, row["epoch"]) for name, _, row in called] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert all(row is training.rows[row["epoch"] - 1] for _, training, row in called)
+    assert all(isinstance(training, loop.Training) for _, training, _ in called)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_callbacks_come_from_their_import_paths(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_callback.py").write_text(
+        "def note(training, row):\n    open('called', 'a').write(f'{row[\"epoch\"]} {training.step}\\n')\n"
+    )
+    train(prepared, tmp_path / "out", params(**SHORT, train__callbacks=["own_callback:note"]))
+    assert (tmp_path / "called").read_text() == "1 1\n2 2\n"
+
+
+# ---- files beside the checkpoints ------------------------------------------------------------------------------------
 
 
 def test_metrics_csv_holds_results_only(trained):
     """No times, hosts or paths: equal trainings have equal files."""
     text = (trained / "fold_0/metrics.csv").read_text()
     header, *rows = text.splitlines()
-    assert header == "epoch,learning_rate,train_loss,val_loss,dice_mean,dice_liver,dice_kidneys,dice_vessel,dice_ema"
-    assert [row.split(",")[0] for row in rows] == ["1", "2", "3"]
+    assert header == (
+        "epoch,step,learning_rate,train_loss,val_loss,dice_mean,dice_liver,dice_kidneys,dice_vessel,dice_ema,fitness_ema"
+    )
+    assert [row.split(",")[:2] for row in rows] == [["1", "3"], ["2", "6"], ["3", "9"]]
     assert re.fullmatch(r"[0-9.,e\n-]+", "\n".join(rows))
     assert (trained / "fold_0/progress.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_times_and_messages_are_kept_beside_the_results(prepared, tmp_path, caplog):
+def test_metrics_csv_has_the_columns_that_settings_may_name(undisturbed):
+    settings = params(**victims.FULL).train
+    assert list(rows_of(undisturbed)[0]) == selection.columns(settings, CLASSES)
+
+
+def test_the_picture_is_drawn_with_everything_that_there_can_be(undisturbed, tmp_path):
+    rows = [{key: float(value) if value else None for key, value in row.items()} for row in rows_of(undisturbed)]
+    curves.draw(tmp_path / "progress.png", rows, CLASSES)
+    assert (tmp_path / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_times_and_messages_are_kept_beside_the_results(prepared, undisturbed, tmp_path, caplog):
     caplog.set_level("INFO")
-    job.train(prepared.store, prepared.splits, "0", tmp_path, params())
-    state = state_of(prepared, tmp_path)
-    assert len((state / "timings.csv").read_text().splitlines()) == 3
-    assert digest.read_json(state / "run.json")["device"] == "cpu"
-    log = (state / "train.log").read_text()
-    assert "epoch 3/3" in log
-    assert "finished" in log
+    state = train(prepared, tmp_path, params(**SHORT))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "state"])
+    assert len((state / "timings.csv").read_text().splitlines()) == 2
+    run = digest.read_json(state / "run.json")
+    assert run["device"] == "cpu"
+    assert run["precision"] == "float32"
+    assert run["start"] == "starts"
+    assert run["resumed_after_epoch"] == run["resumed_after_step"] == 0
+    assert run["runtime"]["prefetch"] == 4
+    log = (state / "train.log").read_text()
+    assert re.search(rf"^training 3d_fullres fold 0: starts \(cpu, float32, digest {state.name}\)$", log, re.M)
+    assert re.search(
+        r"^epoch 2/2  loss [0-9.-]+  val [0-9.-]+  dice liver \S+ kidneys \S+ vessel \S+  ema \S+  lr \S+  \S+ s/it  "
+        r"left 0:00:00$",
+        log,
+        re.M,
+    )
+    assert "\x1b" not in log
+    assert log.isascii()
+    record = digest.read_json(state / "identity.json")
+    assert record["digest"] == state.name
 
 
-def test_folds_are_trained_on_their_own_cases(prepared, trained):
+def test_a_log_is_its_own_trainings_only(prepared, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(curves, "draw", victims.draw)
+    caplog.set_level("INFO")
+    first = train(prepared, tmp_path, params(**SHORT))
+    before = (first / "train.log").read_text()
+    train(prepared, tmp_path, params(**SHORT, train__seed=1))
+    assert (first / "train.log").read_text() == before
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_long_epoch_says_how_far_it_is(prepared, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(job, "STEP_LINE_EVERY_S", -1.0)
+    train(prepared, tmp_path, params(**{**SHORT, "train__iterations_per_epoch": 2}))
+    lines = [line for line in caplog.messages if re.fullmatch(r"epoch \d/2  step \d/4", line)]
+    # before each step, and before the one validation batch
+    assert lines == [
+        "epoch 1/2  step 0/4",
+        "epoch 1/2  step 1/4",
+        "epoch 1/2  step 2/4",
+        "epoch 2/2  step 2/4",
+        "epoch 2/2  step 3/4",
+        "epoch 2/2  step 4/4",
+    ]
+
+
+def test_tensorboard_shows_the_rows_and_no_epoch_twice(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "draw", victims.draw)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_before_saving(patch, "latest.pth", 2)
+        victims.train(prepared, tmp_path)
+    monkeypatch.setattr("time.time", lambda: 4e9)  # the names of the event files begin with the second
+    victims.train(prepared, tmp_path)
+    (folder,) = tmp_path.glob("state/*/tensorboard")
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 2
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    final = checkpoint.load(tmp_path / "checkpoint_final.pth")
+    assert final["row"]["epoch"] == 3
+    for tag in ("val/val_loss", "dice/dice_liver", "case/case_dice_mean"):
+        column = tag.split("/")[1]
+        expected = [(int(row["epoch"]), float(row[column])) for row in rows_of(tmp_path) if row[column]]
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [epoch for epoch, _ in found] == [epoch for epoch, _ in expected]
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+
+
+# ---- folds -----------------------------------------------------------------------------------------------------------
+
+
+def test_folds_are_trained_on_their_own_cases(trained):
     assert contents(trained / "fold_0")["metrics.csv"] != contents(trained / "fold_1")["metrics.csv"]
 
 
 def test_fold_all_trains_on_every_case(prepared, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "fit", lambda training, *_: seen.append(training.feed) or interrupted())
+
+    def fit(training, *_):
+        seen.append(training.feed)
+        raise Interrupted
+
+    monkeypatch.setattr(loop, "fit", fit)
     with pytest.raises(Interrupted):
         job.train(prepared.store, prepared.splits, "all", tmp_path, params())
     assert seen[0].train_cases == seen[0].val_cases == prepared.cases.training
 
 
-def interrupted():
-    raise Interrupted
-
-
+@pytest.mark.usefixtures("_no_pictures")
 def test_the_loss_falls(prepared, tmp_path):
-    settings = params(train__epochs=6, train__iterations_per_epoch=8, train__augment=False, train__learning_rate=0.03)
-    job.train(prepared.store, prepared.splits, "0", tmp_path, settings)
-    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
-    losses = [float(row[2]) for row in rows]
+    changes = {"train__epochs": 6, "train__iterations_per_epoch": 8, "train__augment": False}
+    train(prepared, tmp_path, params(**changes, train__optimiser__learning_rate=0.03))
+    losses = [float(row["train_loss"]) for row in rows_of(tmp_path)]
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_training_that_diverges_leaves_its_batch_and_says_where(prepared, tmp_path, monkeypatch):
+    from segpipe.errors import SegpipeError
+
+    settings, loss = params(**SHORT), loop._loss
+
+    def broken(training, network, batch, elsewhere):
+        value, *rest = loss(training, network, batch, elsewhere)
+        return (value * float("nan") if training.step == 1 and network.training else value), *rest
+
+    monkeypatch.setattr(loop, "_loss", broken)
+    with pytest.raises(SegpipeError, match="epoch 2, step 1"):
+        train(prepared, tmp_path, settings)
+    state = state_of(prepared, tmp_path, settings)
+    assert checkpoint.load(state / "latest.pth")["epoch"] == 1  # all that was good is kept
+    assert checkpoint.load(state / "diverged.pth")["step"] == 1
+    assert json.loads((state / "run.json").read_text())
