@@ -227,14 +227,15 @@ def test_precision_of_the_saved_softmax(prepared, trained):
 @pytest.mark.usefixtures("_here")
 def test_a_checkpoint_that_is_replaced_later_changes_nothing(prepared, trained, validated, tmp_path, monkeypatch):
     """The network is read once: all cases, and what the summary says of it, are of one version."""
-    model, predicted = tmp_path / "checkpoint_final.pth", predict.probabilities
+    model, load = tmp_path / "checkpoint_final.pth", predict.load
     shutil.copy(trained / "fold_0/checkpoint_final.pth", model)
 
     def replacing(*arguments):
+        loaded = load(*arguments)
         digest.copy(trained / "fold_0/checkpoint_best.pth", model)
-        return predicted(*arguments)
+        return loaded
 
-    monkeypatch.setattr(predict, "probabilities", replacing)
+    monkeypatch.setattr(predict, "load", replacing)
     out = Path("fold_0/validation_final")
     validate(prepared, trained, out, model=model)
     assert files_of(out) == files_of(validated)

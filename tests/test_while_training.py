@@ -75,6 +75,15 @@ def test_the_present_checkpoint_is_validated_beside_the_finished_results(prepare
         assert files_of(RESULTS / f"validation_{FOLDERS[which]}" / part) == expected != {}
 
 
+def test_each_fold_has_its_own_training(prepared, trained, state):
+    shutil.copytree(trained / "fold_1/state", RESULTS.with_name("fold_1") / "state")
+    validate(fold="1")
+    summary = digest.read_json(RESULTS.with_name("fold_1") / "validation_latest/summary.json")
+    assert summary["digest"] == checkpoint.load(trained / "fold_1/checkpoint_final.pth")["digest"] != state.name
+    assert len(summary["metric_per_case"]) == len(splits.read(prepared.splits, "1")["val"]) == 2
+    assert visible(RESULTS) == ["state"]
+
+
 @pytest.mark.parametrize("which", ["latest", "best"])
 def test_images_are_predicted_with_the_present_checkpoint(prepared, trained, state, which):
     while_training.predict("3d_fullres", "0", which, params())
@@ -133,6 +142,25 @@ def test_cases_of_an_epoch_that_is_over_are_neither_used_nor_kept(state, monkeyp
     validate()
     assert len(predicted) == 3
     assert visible(RESULTS / "state/validation_latest") == [".lock"]
+
+
+@pytest.mark.usefixtures("state")
+def test_a_killed_prediction_goes_on_whatever_else_is_predicted(monkeypatch):
+    predicted, original = [], predict.probabilities
+
+    def counting(*arguments):
+        if predicted:
+            raise KeyboardInterrupt
+        predicted.append(1)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predict, "probabilities", counting)
+        while_training.predict("3d_fullres", "0", "latest", params())
+    while_training.predict("3d_fullres", "0", "best", params())
+    monkeypatch.setattr(predict, "probabilities", lambda *rest: predicted.append(1) or original(*rest))
+    while_training.predict("3d_fullres", "0", "latest", params())
+    assert len(predicted) == 2
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
