@@ -12,7 +12,19 @@ import pytest
 from volumes import REPO
 
 # A room imports only from itself and from those before it.
-ROOMS = ["errors", "params", "digest", "plugins", "device", "data", "prepare", "training", "evaluation", "inference", "cli"]
+ROOMS = [
+    "errors",
+    "params",
+    "digest",
+    "plugins",
+    "device",
+    "data",
+    "prepare",
+    "training",
+    "evaluation",
+    "inference",
+    "cli",
+]
 PACKAGE = REPO / "segpipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPO / "workflow/scripts").glob("*.py"))
