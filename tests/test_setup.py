@@ -1,0 +1,162 @@
+"""From settings to a training at its first step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from memory import TRAIN, VAL, run, setup, store, training, weights
+from tiny import params, planned
+
+from segpipe.errors import SegpipeError
+from segpipe.training import checkpoint
+from segpipe.training.network import outputs
+from segpipe.training.setup import FEED_THREADS, Setup
+
+
+def refused(make=setup, **changes):
+    with pytest.raises(SegpipeError) as error:
+        make(**changes)
+    return str(error.value)
+
+
+def test_facts_count_the_parameters():
+    one = setup()
+    n = sum(p.numel() for p in one.network.parameters())
+    assert one.facts == {"parameters": n, "frozen_parameters": 0, "pretrained": None}
+    frozen = setup(train__freeze=["encoder.*", "*.bias"])
+    expected = sum(
+        p.numel()
+        for name, p in frozen.network.named_parameters()
+        if name.startswith("encoder.") or name.endswith("bias")
+    )
+    assert frozen.facts == {"parameters": n, "frozen_parameters": expected, "pretrained": None}
+    assert sum(p.numel() for p in frozen.network.parameters() if not p.requires_grad) == expected
+
+
+def test_pretrained_weights_are_taken_and_counted(tmp_path):
+    source = setup(train__seed=5)
+    checkpoint.save(tmp_path / "other.pth", {"network": source.network.state_dict()})
+    one = setup(train__pretrained_weights=str(tmp_path / "other.pth"))
+    state, wanted = one.network.state_dict(), source.network.state_dict()
+    heads = {name for name in state if ".seg_layers." in name}
+    assert all(torch.equal(state[name], wanted[name]) for name in set(state) - heads)
+    assert not torch.equal(state["decoder.seg_layers.1.weight"], wanted["decoder.seg_layers.1.weight"])
+    counts = {"taken": len(state) - len(heads), "head, not taken": len(heads)}
+    assert one.facts["pretrained"] == {"file": "other.pth", **counts}
+
+
+def test_the_training_starts_at_its_first_step_with_what_the_settings_say():
+    one = training(train__ema__decay=0.9, train__epochs=7, train__loss__deep_supervision=[0.5, 0.5])
+    assert (one.step, one.epochs, one.rows, one.losses) == (0, 7, [], [])
+    assert (one.length.steps_per_epoch, one.length.total_steps) == (3, 21)
+    assert (one.feed.train_cases, one.feed.val_cases) == (TRAIN, VAL)
+    assert one.n_outputs == 2
+    assert one.forward is outputs
+    assert one.averaged is not one.network
+    assert torch.equal(weights(one.averaged), weights(one.network))
+    assert not one.scaler.is_enabled()
+    assert (one.device.type, one.dtype) == ("cpu", torch.float32)
+    assert one.whole_cases is None
+    assert training().n_outputs == 1  # the coarsest of nnU-Net's has the weight 0
+
+
+def test_a_pass_counts_the_training_cases_alone():
+    assert training(train__iterations_per_epoch="pass").length.steps_per_epoch == 2
+
+
+def test_the_loss_is_one_dice_per_batch_where_the_plan_says_so():
+    assert training(planned(batch_dice=True)).loss.joint
+    assert not training().loss.joint
+
+
+def on_cuda(**changes):
+    """What would be made for a CUDA device; the network stays where it is."""
+    one = setup(**changes)
+    return replace(one, device=torch.device("cuda")).training(None, lambda: None)
+
+
+@pytest.mark.parametrize(("feed_threads", "on_cpu", "elsewhere"), [(None, 0, FEED_THREADS), (0, 0, 0), (2, 2, 2)])
+def test_feeding_threads_are_those_of_the_settings_or_fit_the_device(feed_threads, on_cpu, elsewhere):
+    assert training(runtime__feed_threads=feed_threads).feed_threads == on_cpu
+    assert on_cuda(runtime__feed_threads=feed_threads).feed_threads == elsewhere
+
+
+def test_memory_is_pinned_where_it_helps_and_is_wanted():
+    assert not training(runtime__pin_memory=True).feed.pin
+    assert on_cuda(runtime__pin_memory=True).feed.pin
+    assert not on_cuda(runtime__pin_memory=False).feed.pin
+
+
+def test_the_network_is_compiled_where_that_is_wanted(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function))
+    assert training(runtime__compile=True).forward == ("compiled", outputs)
+    assert training(runtime__compile=False).forward is outputs
+
+
+# whole cases
+
+
+def test_whole_cases_are_scored_as_the_settings_say():
+    full = {"every": 2, "weights": "raw", "step_size": 0.75, "mirroring": True}
+    one = setup(train__full_validation=full, train__mirror_axes=[0, 2], train__precision="bf16")
+    calls, between = [], lambda: None
+    made = one.training(lambda *arguments: calls.append(arguments) or "scores", between)
+    assert made.whole_cases == "scores"
+    assert calls == [(one.store, VAL, one.params.train.full_validation, [0, 2], torch.bfloat16, between)]
+
+
+def test_without_the_setting_no_whole_cases_are_scored():
+    one = setup().training(lambda *_: pytest.fail("asked for"), lambda: None)
+    assert one.whole_cases is None
+
+
+# callbacks
+
+
+def test_callbacks_are_found_by_their_paths_in_their_order(tmp_path, monkeypatch):
+    (tmp_path / "my_callbacks.py").write_text("def one(t, row):\n    return 1\n\n\ndef two(t, row):\n    return 2\n")
+    monkeypatch.chdir(tmp_path)
+    found = setup(train__callbacks=["my_callbacks:two", "my_callbacks:one"]).callbacks()
+    assert [callback(None, None) for callback in found] == [2, 1]
+    assert setup().callbacks() == []
+    text = refused(lambda **changes: setup(**changes).callbacks(), train__callbacks=["my_callbacks:one", "absent:x"])
+    assert "train.callbacks[1]" in text
+
+
+# refused before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({"train__early_stopping__monitor": "dice_on"}, "train.early_stopping.monitor", "did you mean 'dice_one'?"),
+        ({"train__best__fitness": {"dice_mena": 1.0}}, "train.best.fitness", "did you mean 'dice_mean'?"),
+        ({"train__loss__class_weights": {"oen": 2.0}}, "train.loss.class_weights", "did you mean 'one'?"),
+        ({"train__loss__deep_supervision": [1.0, 1.0, 1.0]}, "train.loss.deep_supervision", "at most 2"),
+        ({"train__freeze": ["encodr.*"]}, "train.freeze", "did you mean 'encoder.*'"),
+        ({"train__schedule__warmup_steps": 9}, "train.schedule.warmup_steps", "fewer than the 9 steps"),
+        ({"train__schedule__name": "absent_module:rate"}, "train.schedule.name", "no such module"),
+        ({"train__optimiser__name": "absent_module:make"}, "train.optimiser.name", "no such module"),
+        ({"train__loss__custom": "absent_module:loss"}, "train.loss.custom", "no such module"),
+        ({"train__network": "absent_module:Net"}, "train.network", "no such module"),
+        ({"train__pretrained_weights": "absent.pth"}, "train.pretrained_weights", "no file absent.pth"),
+        ({"train__precision": "fp16"}, "train.precision", "fp16 on cpu"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_its_key(changes, key, says):
+    text = refused(training, **changes)
+    assert f"params.yaml: {key}" in text
+    assert says in text
+
+
+def test_a_device_that_is_absent_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "params.yaml: runtime.device" in refused(runtime__device="cuda:1")
+
+
+def test_two_setups_of_the_same_settings_are_the_same_whatever_was_drawn_before():
+    one = setup()
+    torch.rand(100)
+    other = Setup.of(store(), {"train": TRAIN, "val": VAL}, params())
+    assert torch.equal(weights(one.network), weights(other.network))
+    assert run(one.training(None, lambda: None)).rows == run(other.training(None, lambda: None)).rows
