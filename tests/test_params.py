@@ -1,11 +1,14 @@
 """params.yaml: each mistake stops the run with its file, key, value and what is expected."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from segpipe import params
 from segpipe.errors import SegpipeError
@@ -25,15 +28,19 @@ def message(tmp_path: Path, settings: Settings) -> Callable[..., str]:
     """What `load` says to the project's settings after some changes, `key={"train.epochs": 3}`."""
 
     def load(changes: dict[str, Any]) -> str:
-        for key, value in changes.items():
-            *sections, name = key.split(".")
-            block = settings
-            for section in sections:
-                block = block[section]
-            block[name] = value
+        set_all(settings, changes)
         return refusal(write(tmp_path, yaml.safe_dump(settings)))
 
     return load
+
+
+def set_all(settings: Settings, changes: Settings) -> None:
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        block = settings
+        for section in sections:
+            block = block[section]
+        block[name] = value
 
 
 def write(folder: Path, text: str) -> Path:
@@ -60,7 +67,46 @@ def test_the_projects_own_settings_are_read(settings: Settings) -> None:
     assert loaded.dataset_name == "Dataset000_Phantoms"
 
 
-SECTIONS = ["phantoms", "check", "plan", "plan.overrides", "splits", "train", "validate", "runtime"]
+def fields(model: type[BaseModel] = params.Params, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of the schema, blocks too, with its path."""
+    for name, info in model.model_fields.items():
+        key = prefix + (info.alias or name)
+        yield key, info
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields(info.annotation, f"{key}.")
+
+
+def test_every_key_of_the_schema_is_in_the_file_and_none_has_a_default(settings: Settings) -> None:
+    assert [key for key, info in fields() if not info.is_required()] == []
+    for key, _ in fields():
+        block: Any = settings
+        for name in key.split("."):
+            assert name in block, key
+            block = block[name]
+
+
+def test_every_key_has_a_comment_beside_it_or_above_it() -> None:
+    """A block's comment counts for a key that it names."""
+    lines = (REPO / "params.yaml").read_text().splitlines()
+    silent, above = [], ""
+    for line, before in zip(lines, ["", *lines], strict=False):
+        if line.startswith("#") or line.strip().startswith("#"):
+            above = f"{above} {line}" if before.strip().startswith("#") else line
+        key = re.match(r"\s*(\w+):", line)
+        if key and " # " not in line and not before.strip().startswith("#") and key[1] not in above:
+            silent.append(key[1])
+    # said by their block's name, or by the comments of their own keys
+    assert set(silent) <= {"overrides", "optimiser", "schedule", "loss"}
+
+
+SECTIONS = [
+    key for key, info in fields() if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+]
+
+
+def test_the_blocks_of_the_training_are_found() -> None:
+    blocks = ["optimiser", "schedule", "loss", "ema", "best", "early_stopping", "full_validation"]
+    assert {f"train.{block}" for block in blocks} <= set(SECTIONS)
 
 
 @pytest.mark.parametrize("section", ["", *SECTIONS])
@@ -84,8 +130,16 @@ def test_an_unknown_key_is_refused_in_every_section(message: Callable[..., str],
         ("plan.overrides.batchsize", "batch_size"),
         ("splits.nfolds", "n_folds"),
         ("train.epoch", "epochs"),
+        ("train.optimizer", "optimiser"),
+        ("train.optimiser.learningrate", "learning_rate"),
+        ("train.schedule.warmup", "warmup_steps"),
+        ("train.loss.regions_weight", "region_weight"),
+        ("train.ema.decai", "decay"),
+        ("train.early_stopping.patients", "patience"),
+        ("train.full_validation.evry", "every"),
         ("validate.checkpiont", "checkpoint"),
         ("runtime.devices", "device"),
+        ("runtime.feedthreads", "feed_threads"),
     ],
 )
 def test_the_nearest_valid_key_is_suggested(message: Callable[..., str], key: str, nearest: str) -> None:
@@ -101,7 +155,15 @@ def test_the_nearest_valid_key_is_suggested(message: Callable[..., str], key: st
         ("train.epochs", 3.0, "valid integer"),
         ("train.epochs", True, "valid integer"),
         ("train.augment", "yes", "valid boolean"),
-        ("train.learning_rate", "1e-3", "valid number"),
+        ("train.optimiser.learning_rate", "1e-3", "valid number"),
+        ("train.max_steps", 50.5, "valid integer"),
+        ("train.replacement", "no", "valid boolean"),
+        ("train.best.fitness", ["dice_mean"], "valid dictionary"),
+        ("train.optimiser.rate_factors", 1.0, "valid dictionary"),
+        ("train.optimiser", None, "valid dictionary"),
+        ("train.freeze", "encoder.*", "valid list"),
+        ("train.callbacks", None, "valid list"),
+        ("runtime.compile", 1, "valid boolean"),
         ("train.mirror_axes", 0, "valid list"),
         ("train", None, "valid dictionary"),
         ("plan.overrides", [1], "valid dictionary"),
@@ -122,15 +184,54 @@ def test_a_wrong_type_is_refused_not_converted(
     ("key", "value", "expected"),
     [
         ("train.epochs", 0, "greater than or equal to 1"),
-        ("train.momentum", 1.0, "less than 1"),
-        ("train.learning_rate", 0.0, "greater than 0"),
-        ("train.learning_rate", float("nan"), "finite"),
+        ("train.epochs", "all", "valid integer"),
+        ("train.iterations_per_epoch", "passes", "'pass'"),
+        ("train.iterations_per_epoch", 0, "greater than or equal to 1"),
+        ("train.val_iterations_per_epoch", 0, "greater than or equal to 1"),
+        ("train.accumulate", 0, "greater than or equal to 1"),
+        ("train.on_extend", "resume", "'restart' or 'continue'"),
+        ("train.optimiser.momentum", 1.0, "less than 1"),
+        ("train.optimiser.learning_rate", 0.0, "greater than 0"),
+        ("train.optimiser.learning_rate", float("nan"), "finite"),
+        ("train.optimiser.clip_norm", 0.0, "greater than 0"),
+        ("train.optimiser.weight_decay", -1e-5, "greater than or equal to 0"),
+        ("train.optimiser.betas", [0.9], "at least 2 items"),
+        ("train.optimiser.betas", [0.9, 0.99, 0.999], "at most 2 items"),
+        ("train.schedule.per", "step", "'epoch' or 'iteration'"),
+        ("train.schedule.warmup_steps", -1, "greater than or equal to 0"),
+        ("train.schedule.poly_exponent", 0.0, "greater than 0"),
+        ("train.schedule.final_factor", 0.0, "greater than 0"),
+        ("train.schedule.final_factor", 1.1, "less than or equal to 1"),
+        ("train.schedule.step_factor", 1.5, "less than or equal to 1"),
+        ("train.loss.region", "iou", "'dice' or 'tversky'"),
+        ("train.loss.voxel", "bce", "'cross_entropy', 'topk' or 'focal'"),
+        ("train.loss.topk_percent", 0.0, "greater than 0"),
+        ("train.loss.topk_percent", 101.0, "less than or equal to 100"),
+        ("train.loss.boundary_width", 0, "greater than or equal to 1"),
+        ("train.loss.deep_supervision", [], "at least 1 item"),
+        ("train.ema.decay", 1.0, "less than 1"),
+        ("train.ema.decay", 0.0, "greater than 0"),
+        ("train.ema.ramp_steps", -1, "greater than or equal to 0"),
+        ("train.best.smoothing", 1.0, "less than 1"),
+        ("train.best.fitness", {}, "at least 1 item"),
+        ("train.early_stopping.patience", 0, "greater than or equal to 1"),
+        ("train.early_stopping.min_delta", -0.1, "greater than or equal to 0"),
+        ("train.full_validation.every", 0, "greater than or equal to 1"),
+        ("train.full_validation.step_size", 1.1, "less than or equal to 1"),
+        ("train.full_validation.weights", "ema", "'raw' or 'averaged'"),
+        ("train.initialisation", "kaiming", "'he', 'xavier' or 'orthogonal'"),
+        ("train.seed", -1, "greater than or equal to 0"),
+        ("train.seed", 2**63, "less than 9223372036854775808"),
         ("train.oversample_foreground", 1.5, "less than or equal to 1"),
         ("train.precision", "fp8", "'auto', 'bf16', 'fp16' or 'off'"),
         ("validate.checkpoint", "latest", "'final' or 'best'"),
         ("validate.step_size", 0.0, "greater than 0"),
         ("runtime.device", "gpu", "auto|cpu|cuda"),
         ("runtime.threads", 0, "greater than or equal to 1"),
+        ("runtime.device", "cuda:", "auto|cpu|cuda"),
+        ("runtime.feed_threads", -1, "greater than or equal to 0"),
+        ("runtime.prefetch", 0, "greater than or equal to 1"),
+        ("runtime.checkpoint_every", 0, "greater than or equal to 1"),
         ("splits.n_folds", 1, "greater than or equal to 2"),
         ("splits.seed", 2**32, "less than 4294967296"),
         ("check.geometry_tolerance_mm", -0.1, "greater than 0"),
@@ -143,6 +244,7 @@ def test_an_impossible_value_is_refused(message: Callable[..., str], key: str, v
     assert field(text, "where")[0].endswith(f"params.yaml: {key}")
     assert field(text, "found") == [repr(value)]
     assert expected in field(text, "expected")[0]
+    assert "params.yaml: 1 problem\n" in text
 
 
 def test_an_item_of_a_list_is_named(message: Callable[..., str]) -> None:
@@ -165,6 +267,116 @@ def test_an_override_of_neither_form_is_refused(message: Callable[..., str], val
     text = message({"plan.overrides.batch_size": value})
     assert "params.yaml: plan.overrides.batch_size" in field(text, "where")[0]
     assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "one", "other"),
+    [
+        ("train.iterations_per_epoch", "many", "valid integer", "'pass'"),
+        ("train.iterations_per_epoch", 0, "greater than or equal to 1", "'pass'"),
+        ("train.optimiser.name", "adam", "'sgd' or 'adamw'", "match pattern"),
+        ("train.schedule.name", "linear", "'poly', 'cosine', 'exponential', 'step' or 'constant'", "match pattern"),
+        ("plan.overrides.batch_size", "many", "valid integer", "valid dictionary"),
+        ("plan.overrides.spacing_mm", 3, "valid list", "valid dictionary"),
+    ],
+)
+def test_a_key_that_takes_several_types_is_one_problem_that_names_them_all(
+    message: Callable[..., str], key: str, value: object, one: str, other: str
+) -> None:
+    text = message({key: value})
+    assert "params.yaml: 1 problem\n" in text
+    assert [where.split(": ")[1] for where in field(text, "where")] == [key]
+    assert field(text, "found") == [repr(value)]
+    (expected,) = field(text, "expected")
+    assert one in expected
+    assert other in expected
+
+
+PATHS = {
+    "train.optimiser.name": "x",
+    "train.schedule.name": "x",
+    "train.loss.custom": "x",
+    "train.network": "x",
+    "train.callbacks": ["x"],
+}
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize(
+    "path", ["mine", "mine.loss", "mine:", ":loss", "my-code:loss", "mine.:loss", "mine:a.b", "1:a"]
+)
+def test_what_is_no_import_path_is_refused(message: Callable[..., str], key: str, path: str) -> None:
+    text = message({key: [path] if isinstance(PATHS[key], list) else path})
+    assert "params.yaml: 1 problem\n" in text
+    assert key in field(text, "where")[0]
+    assert "match pattern" in text
+
+
+@pytest.mark.parametrize("path", ["mine:loss", "my_code.losses.own:Loss2", "_a._b:_c"])
+def test_import_paths_are_taken(tmp_path: Path, settings: Settings, path: str) -> None:
+    settings["train"].update(network=path, callbacks=[path, path])
+    settings["train"]["optimiser"]["name"] = settings["train"]["schedule"]["name"] = path
+    settings["train"]["loss"]["custom"] = path
+    train = params.load(write(tmp_path, yaml.safe_dump(settings))).train
+    assert {train.network, *train.callbacks, train.optimiser.name, train.schedule.name, train.loss.custom} == {path}
+
+
+# settings that must fit each other
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "says"),
+    [
+        ({"train.max_steps": 100}, "train", "epochs and max_steps: exactly one of the two must be null"),
+        ({"train.epochs": None}, "train", "epochs and max_steps: exactly one of the two must be null"),
+        ({"train.optimiser.rate_factors": {"heads": 1.0}}, "train.optimiser", "no factor for decoder, encoder"),
+        (
+            {"train.loss.region_weight": 0.0, "train.loss.voxel_weight": 0.0},
+            "train.loss",
+            "region_weight and voxel_weight are both 0",
+        ),
+        ({"train.loss.deep_supervision": [0.0, 0.0]}, "train.loss", "deep_supervision: all weights are 0"),
+        ({"train.full_validation.weights": "averaged"}, "train", "full_validation.weights: averaged needs ema.decay"),
+        ({"validate.weights": "averaged"}, "(top level)", "validate.weights: averaged needs train.ema.decay"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(
+    message: Callable[..., str], changes: Settings, where: str, says: str
+) -> None:
+    text = message(changes)
+    assert "params.yaml: 1 problem\n" in text
+    assert field(text, "where")[0].endswith(f"params.yaml: {where}")
+    assert says in field(text, "expected")[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.epochs": None, "train.max_steps": 100},
+        {"train.iterations_per_epoch": "pass"},
+        {"train.ema.decay": 0.9, "train.full_validation.weights": "averaged", "validate.weights": "averaged"},
+        {"train.loss.region_weight": 0.0},
+        {"train.loss.voxel_weight": 0.0},
+        {"train.loss.deep_supervision": [0.0, 1.0]},
+        {"train.optimiser.clip_norm": None},
+        {"train.optimiser.momentum": 0.0},
+        {"train.schedule.steps_at": []},
+        {"train.best.fitness": {"dice_liver": 0.5, "val_loss": -0.1}},
+        {"runtime.device": "cuda:1"},
+    ],
+)
+def test_settings_that_fit_are_taken(tmp_path: Path, settings: Settings, changes: Settings) -> None:
+    set_all(settings, changes)
+    loaded = params.load(write(tmp_path, yaml.safe_dump(settings)))
+    assert loaded.model_dump(by_alias=True, mode="json") == settings
+
+
+def test_a_factor_of_a_part_that_does_not_exist_is_refused(message: Callable[..., str]) -> None:
+    factors = {"encoder": 1.0, "decoder": 1.0, "head": 1.0}
+    text = message({"train.optimiser.rate_factors": factors})
+    assert "params.yaml: 1 problem\n" in text
+    assert "train.optimiser.rate_factors.head" in field(text, "where")[0]
+    assert "'encoder', 'decoder' or 'heads'" in text
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:

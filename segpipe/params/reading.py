@@ -99,7 +99,7 @@ def _explain(path: Path, items: list[Any]) -> str:
     return problem(
         "impossible value",
         where=f"{path}: {key}",
-        found=repr(item["input"]) if not isinstance(item["input"], dict) else "see below",
+        found="see below" if item["input"] and isinstance(item["input"], dict) else repr(item["input"]),
         expected="; or: ".join(dict.fromkeys(item["msg"] for item in items)),
         cure="change the value; the comment beside it names unit and range",
     )
