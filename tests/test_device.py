@@ -1,5 +1,7 @@
 """Which device and which precision."""
 
+import os
+
 import pytest
 import torch
 from tiny import params
@@ -13,10 +15,13 @@ def start(**changes):
 
 
 @pytest.fixture(autouse=True)
-def _threads():
+def _as_before(monkeypatch):
     before = torch.get_num_threads()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it comes back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     yield
     torch.set_num_threads(before)
+    device.set_deterministic(False)
 
 
 @pytest.fixture
@@ -47,6 +52,12 @@ def test_auto_prefers_cuda_and_a_number_must_exist(monkeypatch):
         start(runtime__device="cuda:2")
 
 
+def test_auto_takes_what_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert start(runtime__device="auto") == torch.device("mps")
+
+
 def test_threads_are_set():
     start(runtime__device="cpu", runtime__threads=3)
     assert torch.get_num_threads() == 3
@@ -70,3 +81,28 @@ def test_precision(monkeypatch):
 def test_fp16_needs_cuda():
     with pytest.raises(SegpipeError, match="fp16 needs CUDA"):
         device.precision("fp16", torch.device("cpu"))
+
+
+# ---- determinism -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [True, False, True])
+def test_deterministic_means_the_same_algorithms_twice_else_the_fastest_ones(wanted):
+    device.set_deterministic(wanted)
+    assert torch.are_deterministic_algorithms_enabled() == wanted
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()  # what cannot be deterministic is an error
+    assert torch.backends.cudnn.deterministic == wanted
+    assert torch.backends.cudnn.benchmark != wanted
+
+
+def test_cublas_gets_the_workspace_that_determinism_needs(monkeypatch):
+    device.set_deterministic(True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    device.set_deterministic(True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the user's choice
+
+
+def test_determinism_fills_no_memory_that_is_written_anyway():
+    device.set_deterministic(True)
+    assert not torch.utils.deterministic.fill_uninitialized_memory

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import REPO, Project, tiny_params, wait_until
 from nibabel.nifti1 import Nifti1Image
 
@@ -104,7 +103,7 @@ def test_runtime_settings_redo_nothing(copy: Project) -> None:
         ("check.geometry_tolerance_mm", 0.2, "check"),
         ("plan.gpu_memory_gb", 9.0, "plan"),
         ("splits.seed", 1, "splits"),
-        ("train.learning_rate", 0.02, "train"),
+        ("train.optimiser.learning_rate", 0.02, "train"),
         ("validate.mirroring", True, "validate"),
     ],
 )
@@ -145,7 +144,7 @@ def test_two_configurations_are_ensembled_from_their_softmax(copy: Project) -> N
 def test_a_failed_fold_leaves_no_stale_result(copy: Project) -> None:
     """Snakemake takes the downstream results of a failed job for current (its issue 1978)."""
     before = {fold: trained_as(copy, fold) for fold in (0, 1)}
-    copy.set("train.learning_rate", 0.02)
+    copy.set("train.optimiser.learning_rate", 0.02)
     block = copy.folder / "results/3d_fullres/fold_1/state/.lock"
     block.unlink()
     block.mkdir()  # the training of fold 1 cannot lock its state
@@ -160,7 +159,7 @@ def test_a_failed_fold_leaves_no_stale_result(copy: Project) -> None:
 
 def test_a_failure_after_a_kill_leaves_no_stale_result(copy: Project) -> None:
     """A killed run has removed the old model already, so the failing run after it never saw one."""
-    copy.set("train.learning_rate", 0.02)
+    copy.set("train.optimiser.learning_rate", 0.02)
     for path in (copy.folder / "results/3d_fullres/fold_1").glob("checkpoint_*"):
         path.unlink()
     block = copy.folder / "results/3d_fullres/fold_1/state/.lock"
@@ -223,6 +222,24 @@ def test_a_killed_training_continues(
     assert_same_training(project, uninterrupted)
 
 
+def test_a_training_that_is_asked_to_end_is_started_again(
+    finished: Project, uninterrupted: Project, tmp_path: Path, killed: list[int]
+) -> None:
+    """It saves where it is and fails in a way that `--retries` answers with another start."""
+    project = longer(finished, tmp_path)
+    snakemake = project.start(project.command(MODEL, "--retries", "1"))
+    killed.append(snakemake.pid)
+    os.kill(wait_for_epochs(project), signal.SIGTERM)
+    assert snakemake.wait() == 0
+    output = project.said.read_text()
+    saved = re.search(r"SIGTERM, saved after step (\d+); a rerun continues there", output)
+    assert saved
+    assert 6 <= int(saved[1]) < 2 * LONGER
+    assert re.search(r"continues after epoch \d+", output)
+    assert read_json(project.state(0) / "run.json")["resumed_after_step"] == int(saved[1])
+    assert_same_training(project, uninterrupted)
+
+
 def test_an_orphaned_training_is_waited_for(
     finished: Project, uninterrupted: Project, tmp_path: Path, killed: list[int]
 ) -> None:
@@ -242,7 +259,8 @@ def test_an_orphaned_training_is_waited_for(
     assert second.wait() == 0
     output = project.said.read_text()
     assert re.search(rf"is being written by pid {pid}: .*epoch \d+", output)
-    assert f"continues after epoch {LONGER}" in output  # nothing was left to do
+    assert not re.search("continues after|starts", output)  # nothing was left to do
+    assert "published from" in output
     assert_same_training(project, uninterrupted)
 
 
@@ -288,17 +306,11 @@ def wait_for_epochs(project: Project) -> int:
 
 
 def assert_same_training(project: Project, other: Project) -> None:
-    """Bit by bit the same weights and the same curves."""
+    """Byte by byte the same checkpoints and the same curves."""
     assert project.state(0).name == other.state(0).name
-    for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
-        one, two = (
-            torch.load(each.folder / "results/3d_fullres/fold_0" / name, weights_only=True)["network"]
-            for each in (project, other)
-        )
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[key], two[key]) for key in one)
-    metrics = "results/3d_fullres/fold_0/metrics.csv"
-    assert (project.folder / metrics).read_text() == (other.folder / metrics).read_text()
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "metrics.csv"):
+        one, two = (each.folder / "results/3d_fullres/fold_0" / name for each in (project, other))
+        assert one.read_bytes() == two.read_bytes(), name
 
 
 def trained_as(project: Project, fold: int) -> str:
