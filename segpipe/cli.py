@@ -20,10 +20,11 @@ log = logging.getLogger("segpipe")
 
 
 def run(function: Callable[[argparse.Namespace, Params], None], *options: str) -> None:
-    """Run one verb. An option that ends in `+` takes several values; every option is required but `--log`."""
+    """Run one verb. An option that ends in `+` takes several values, one that ends in `?` may be left out."""
     parser = argparse.ArgumentParser(description=function.__doc__)
     for option in options:
-        parser.add_argument(option.rstrip("+"), required=True, nargs="+" if option.endswith("+") else None)
+        nargs = "+" if option.endswith("+") else None
+        parser.add_argument(option.rstrip("+?"), required=not option.endswith("?"), nargs=nargs)
     parser.add_argument("--log", help="the messages go here as well as to the terminal")
     args = parser.parse_args()
     _start_log(args.log)
@@ -73,6 +74,8 @@ def _wrong_values(given: dict[str, Any], params: Params) -> Iterator[tuple[str, 
         yield "dataset", given["dataset"], params.dataset
     if given.get("configuration") is not None and given["configuration"] not in params.configurations:
         yield "configuration", given["configuration"], " or ".join(params.configurations)
+    if given.get("on_extend") not in (None, params.train.on_extend):
+        yield "on-extend", given["on_extend"], params.train.on_extend
     prepared = f"data/preprocessed/{params.dataset_name}/"
     for name in ("cases", "plan", "splits", "manifest", "fingerprint"):
         path = given.get(name)

@@ -111,10 +111,12 @@ def test_runtime_settings_run_nothing(reproduced: Repository) -> None:
 def test_an_experiment_and_the_way_back(reproduced: Repository) -> None:
     """`-S` reaches training and summary; the old settings bring the old results back without any computation."""
     before = (reproduced.folder / SUMMARY).read_text()
-    experiment = reproduced.dvc("exp", "run", "--set-param", "train.epochs=2", "--name", "shorter")
+    changes = ["--set-param", "train.epochs=2", "--set-param", "train.optimiser.learning_rate=0.02"]
+    experiment = reproduced.dvc("exp", "run", *changes, "--name", "shorter")
     assert sorted(ran(experiment)) == ["crossval", "ensemble", "predict", "train", "validate"]
     member = json.loads((reproduced.folder / SUMMARY).read_text())["members"]["3d_fullres"]
     assert member["settings"]["train"]["epochs"] == 2
+    assert member["settings"]["train"]["optimiser"]["learning_rate"] == 0.02
     shown = json.loads(reproduced.dvc("metrics", "show", "--json"))
     assert SUMMARY in shown[""]["data"]
     assert "shorter" in reproduced.dvc("exp", "show", "--csv", "--only-changed")
@@ -130,6 +132,48 @@ def test_the_checkpoint_is_chosen_from_the_command_line(reproduced: Repository) 
     assert sorted(ran(output)) == ["crossval", "ensemble", "predict", "validate"]
     assert json.loads((reproduced.folder / SUMMARY).read_text())["checkpoint"] == "best"
     reproduced.git("checkout", "params.yaml")
+    assert ran(reproduced.dvc("repro")) == []
+
+
+def test_a_continued_training_never_enters_the_run_cache(reproduced: Repository) -> None:
+    """It follows from what was trained before, not from its settings alone: those must not bring it back."""
+    train = ["repro", "--single-item", "train@3d_fullres-0"]
+    fold = reproduced.folder / "results/3d_fullres/fold_0"
+    before = (fold / "checkpoint_final.pth").read_bytes()
+    try:
+        reproduced.set("train.epochs", 4)
+        reproduced.set("train.on_extend", "continue")
+        # a stage that DVC would cache is refused
+        output = reproduced.dvc(*train, ok=False)
+        assert re.search(r"--on-extend\n.*found: +restart\n.*expected: +continue\n.*make_dvc_yaml\.py", output)
+        run(MAKE, reproduced.folder)
+        output = reproduced.dvc(*train)
+        assert "extends a finished training of 6 steps" in output
+        continued = (fold / "checkpoint_final.pth").read_bytes()
+        assert ran(reproduced.dvc(*train)) == []
+        # its files come back with dvc.lock, as any other
+        (fold / "checkpoint_final.pth").unlink()
+        reproduced.dvc("checkout", str(fold.relative_to(reproduced.folder) / "checkpoint_final.pth"))
+        assert (fold / "checkpoint_final.pth").read_bytes() == continued
+        # the settings of before bring the training of before back
+        reproduced.git("checkout", "params.yaml", "dvc.yaml")
+        assert "is cached" in reproduced.dvc(*train)
+        assert (fold / "checkpoint_final.pth").read_bytes() == before
+        # the same settings again, where there is nothing to continue: trained from the beginning, not restored
+        reproduced.set("train.epochs", 4)
+        reproduced.set("train.on_extend", "continue")
+        run(MAKE, reproduced.folder)
+        (fold / "state").rename(reproduced.folder / "aside")
+        output = reproduced.dvc(*train)
+        assert ran(output) == ["train"]
+        assert re.search(r"fold 0: starts \(", output)
+        assert (fold / "checkpoint_final.pth").read_bytes() not in (before, continued)
+    finally:
+        reproduced.git("checkout", "params.yaml", "dvc.yaml")
+        if (reproduced.folder / "aside").exists():
+            shutil.rmtree(fold / "state")
+            (reproduced.folder / "aside").rename(fold / "state")
+        reproduced.dvc(*train)
     assert ran(reproduced.dvc("repro")) == []
 
 

@@ -1,5 +1,6 @@
 # What a resume needs lies in results/{configuration}/fold_{fold}/state/ and is not declared: it must outlive a job
 # that fails, is killed or reruns. Declared is what a finished training copies out of there.
+# --on-extend is in the call for DVC: a stage made for `restart` is cached, so it must not run with `continue`.
 rule train:
     input:
         cases=rules.check.output,
@@ -25,4 +26,5 @@ rule train:
     shell:
         "python {params.script} --configuration {wildcards.configuration} --fold {wildcards.fold}"
         " --cases {input.cases} --plan {input.plan} --splits {input.splits} --manifest {input.manifest}"
-        " --out results/{wildcards.configuration}/fold_{wildcards.fold} --log {log}"
+        " --out results/{wildcards.configuration}/fold_{wildcards.fold}"
+        " --on-extend {params.cfg[train][on_extend]} --log {log}"

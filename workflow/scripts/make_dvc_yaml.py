@@ -95,9 +95,19 @@ def stage(rule: Any, params: Params) -> dict[str, Any]:
         cmd=general(command, reads, params),
         deps=dependencies(rule, reads, params),
         params=list(values.get("cfg", {})),
-        outs=[path for path in folded(writes) if not is_metric(path)],
+        outs=[out(path, rule, params) for path in folded(writes) if not is_metric(path)],
         metrics=[path for path in writes if is_metric(path)],
     )
+
+
+def out(path: str, rule: Any, params: Params) -> str | dict[str, dict[str, bool]]:
+    """An output of a stage. A continued training follows from what was trained before, not from its inputs alone.
+
+    So its result must not come back where the same settings are met again: an output that persists keeps a stage out
+    of DVC's run cache (dvc/stage/cache.py, `_can_hash`). dvc.lock and `dvc checkout` hold it as any other.
+    """
+    continues = rule.name == "train" and params.train.on_extend == "continue"
+    return {path: {"persist": True}} if continues else path
 
 
 def without_empty(**entries: Any) -> dict[str, Any]:

@@ -19,4 +19,4 @@ def main(args: Namespace, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out")
+    cli.run(main, "--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out", "--on-extend?")
