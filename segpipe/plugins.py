@@ -65,6 +65,13 @@ def source_digest(path: str, setting: str) -> str:
     return digest.of_source(file) if file.suffix == ".py" else digest.of_file(file)
 
 
+def file_of(path: str) -> Path | None:
+    """The file in the working directory that `path` names, found without importing it; None for installed modules."""
+    module = Path(*path.partition(":")[0].split("."))
+    files = (module.with_suffix(".py"), module / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
 def _module(name: str, setting: str) -> ModuleType:
     with _working_directory_first():
         try:

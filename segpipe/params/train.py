@@ -135,3 +135,14 @@ class Train(Section):
         if self.full_validation.weights == "averaged" and self.ema.decay is None:
             raise ValueError("full_validation.weights: averaged needs ema.decay")
         return self
+
+    def import_paths(self) -> dict[str, str]:
+        """What is named by an import path, by the setting that names it."""
+        named = {
+            "train.loss.custom": self.loss.custom,
+            "train.optimiser.name": self.optimiser.name,
+            "train.schedule.name": self.schedule.name,
+            "train.network": self.network,
+            **{f"train.callbacks[{i}]": path for i, path in enumerate(self.callbacks)},
+        }
+        return {setting: path for setting, path in named.items() if path is not None and ":" in path}

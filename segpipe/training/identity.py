@@ -88,14 +88,7 @@ def _continuation(identity: Identity, parent: Path) -> Identity:
 
 def _of_extensions(settings: Train) -> dict[str, str]:
     """Digests of what the settings name outside of the package: modules by their meaning, weights by their bytes."""
-    named = {
-        "train.loss.custom": settings.loss.custom,
-        "train.optimiser.name": settings.optimiser.name,
-        "train.schedule.name": settings.schedule.name,
-        "train.network": settings.network,
-        **{f"train.callbacks[{i}]": path for i, path in enumerate(settings.callbacks)},
-    }
-    found = {key: plugins.source_digest(path, key) for key, path in named.items() if path and ":" in path}
+    found = {setting: plugins.source_digest(path, setting) for setting, path in settings.import_paths().items()}
     if settings.pretrained_weights is not None:
         found["train.pretrained_weights"] = _of_weights(Path(settings.pretrained_weights))
     if settings.full_validation.every is not None:

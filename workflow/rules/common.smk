@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from segpipe import digest
+from segpipe import digest, plugins
 from segpipe import params as params_yaml
 from segpipe.data import phantoms
 from segpipe.errors import SegpipeError, problem

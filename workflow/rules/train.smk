@@ -1,12 +1,19 @@
 # What a resume needs lies in results/{configuration}/fold_{fold}/state/ and is not declared: it must outlive a job
 # that fails, is killed or reruns. Declared is what a finished training copies out of there.
 # --on-extend is in the call for DVC: a stage made for `restart` is cached, so it must not run with `continue`.
+def named_files(settings):
+    """Modules of the user's and pretrained weights that the settings name: a training follows from them too."""
+    modules = [plugins.file_of(path) for path in settings.import_paths().values()]
+    return [str(path) for path in [*modules, settings.pretrained_weights] if path]
+
+
 rule train:
     input:
         cases=rules.check.output,
         plan=rules.plan.output,
         splits=rules.splits.output,
         manifest=rules.preprocess.output,
+        named=named_files(PARAMS.train),
     output:
         final="results/{configuration}/fold_{fold}/checkpoint_final.pth",
         best="results/{configuration}/fold_{fold}/checkpoint_best.pth",
