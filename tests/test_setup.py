@@ -61,7 +61,9 @@ def test_the_training_starts_at_its_first_step_with_what_the_settings_say():
 
 
 def test_a_pass_counts_the_training_cases_alone():
-    assert training(train__iterations_per_epoch="pass").length.steps_per_epoch == 2
+    for batch_size, steps in ((1, 3), (2, 2), (8, 1)):
+        one = training(planned(batch_size=batch_size), train__iterations_per_epoch="pass")
+        assert one.length.steps_per_epoch == steps
 
 
 def test_the_loss_is_one_dice_per_batch_where_the_plan_says_so():
