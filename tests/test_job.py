@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -505,6 +507,22 @@ def test_a_long_epoch_says_how_far_it_is(prepared, tmp_path, monkeypatch, caplog
         "epoch 2/2  step 3/4",
         "epoch 2/2  step 4/4",
     ]
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_it_says_so_no_more_than_twice_a_minute(prepared, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    now, train_step = [0.0], loop.train_step
+
+    def ten_seconds(*arguments):
+        now[0] += 10
+        return train_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", ten_seconds)
+    monkeypatch.setattr(job, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    train(prepared, tmp_path, params(**{**SHORT, "train__epochs": 1, "train__iterations_per_epoch": 10}))
+    lines = [line for line in caplog.messages if re.fullmatch(r"epoch 1/1  step \d+/10", line)]
+    assert lines == ["epoch 1/1  step 4/10", "epoch 1/1  step 8/10"]
 
 
 def test_tensorboard_shows_the_rows_and_no_epoch_twice(prepared, tmp_path, monkeypatch):
