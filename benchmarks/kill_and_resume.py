@@ -72,7 +72,7 @@ def prepare(folder: Path) -> None:
     """Settings, and everything that comes before the training."""
     params = yaml.safe_load((REPO / "params.yaml").read_text())
     params["train"].update(TRAIN)
-    params["runtime"].update(device="cpu", threads=1)  # one thread: other work on the machine slows two down by far more
+    params["runtime"].update(device="cpu", threads=1)  # two would wait for each other beside other work
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     targets = [f"{PREPARED}/splits.json", f"{PREPARED}/3d_fullres/manifest.json"]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(REPO / "Snakefile"), "--cores", "all"]

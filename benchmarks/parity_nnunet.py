@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import digest
+from segpipe import params as params_yaml
 from segpipe.data import check
 from segpipe.data.dataset import Cases
-from segpipe.params import Check, Overrides, Runtime
+from segpipe.params import Check, Overrides
 from segpipe.prepare import fingerprint
 from segpipe.prepare.plan import Configuration, Dataset, plan_dataset
 from segpipe.prepare.preprocess import preprocess
@@ -37,6 +38,7 @@ FOLDERS = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_r
 LIBRARIES = ("numpy", "scipy", "scikit-image")
 NORMALISATIONS = {"CTNormalization": "ct", "ZScoreNormalization": "zscore", "NoNormalization": "none"}
 NETWORK = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_conv_per_stage_decoder")
+RUNTIME = params_yaml.load(Path(__file__).parents[1] / "params.yaml").runtime
 NO_OVERRIDES = Overrides(spacing_mm=None, patch_size=None, batch_size=None, features_base=None)
 HEADINGS = {
     "dataset": "dataset",
@@ -131,7 +133,7 @@ def compare(nnunet: NnUnet, folder: Path, n_cases: int) -> Iterator[dict[str, An
     nnunet.prepare()
     check.check(nnunet.dataset, folder / "cases.json", Check(geometry_tolerance_mm=0.1), N_FOLDS)
     cases = Cases.read(folder / "cases.json", nnunet.dataset)
-    fingerprint.extract(cases, folder / "fingerprint.json", Runtime(device="cpu", threads=None, prefetch=1))
+    fingerprint.extract(cases, folder / "fingerprint.json", RUNTIME)
     ours = digest.read_json(folder / "fingerprint.json")
     plan = plan_dataset(Dataset.of(cases, ours), 8, NO_OVERRIDES) | {"intensities": ours["channels"]}
     theirs = nnunet.read("nnUNetPlans.json")

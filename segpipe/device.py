@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 from logging import getLogger
 
@@ -15,6 +16,7 @@ log = getLogger(__name__)
 # glibc's mallopt parameters (malloc.h)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 HEAP_RESERVE_BYTES = 256 * 2**20
+MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to be asked for infinity
 
 
 def start(runtime: Runtime) -> torch.device:
@@ -27,6 +29,9 @@ def start(runtime: Runtime) -> torch.device:
     device = _device(runtime.device)
     if device.type == "cpu":
         keep_heap()
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    raise_file_limit()
     return device
 
 
@@ -63,6 +68,13 @@ def set_deterministic(wanted: bool) -> None:
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory that it has not written
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the system allows: a memory-mapped case holds two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def keep_heap() -> None:

@@ -30,6 +30,17 @@ LEFTOVER_AFTER_S = 3600
 REPORT_BYTES = 256  # of what a lock file says
 
 # The modules that decide each rule's result. An edit elsewhere never redoes the rule.
+VALIDATE = (
+    "data/image.py",
+    "prepare/spacing.py",
+    "prepare/resample.py",
+    "training/network.py",
+    "inference/window.py",
+    "inference/predict.py",
+    "inference/export.py",
+    "evaluation/metrics.py",
+    "evaluation/summary.py",
+)
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
     "check": ("data/image.py", "data/dataset.py", "data/check.py"),
@@ -60,17 +71,8 @@ DECIDING_MODULES = {
         "training/loop.py",
         "training/setup.py",
     ),
-    "validate": (
-        "data/image.py",
-        "prepare/spacing.py",
-        "prepare/resample.py",
-        "training/network.py",
-        "inference/window.py",
-        "inference/predict.py",
-        "inference/export.py",
-        "evaluation/metrics.py",
-        "evaluation/summary.py",
-    ),
+    "full_validation": ("inference/full_validation.py", *VALIDATE),  # a part of `train`, where it is asked for
+    "validate": VALIDATE,
     "ensemble": (
         "data/image.py",
         "inference/export.py",

@@ -24,7 +24,8 @@ def load(path: str, setting: str) -> Any:
     module_name, name = path.split(":")
     module = _module(module_name, setting)
     if not hasattr(module, name):
-        known = [other for other in vars(module) if not other.startswith("_")]
+        own = (other for other, value in vars(module).items() if getattr(value, "__module__", None) == module_name)
+        known = [other for other in own if not other.startswith("_")]
         raise _error(
             "the module has no such name",
             setting,

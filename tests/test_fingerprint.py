@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
+from tiny import params
 from volumes import nifti, nnunet_dataset, numbered
 
 from segpipe import digest
 from segpipe.data import check
 from segpipe.data.dataset import Cases
-from segpipe.params import Check, Runtime
+from segpipe.params import Check
 from segpipe.prepare import fingerprint
 from segpipe.prepare.fingerprint import bounding_box, channel_statistics, nonzero_mask
 
-RUNTIME = Runtime(device="cpu", threads=1, prefetch=1)
+RUNTIME = params().runtime
 
 
 # cropping

@@ -6,18 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import params
 from volumes import image_array, label_array, nifti, nnunet_dataset
 
 from segpipe import digest
 from segpipe.data import check
 from segpipe.data.dataset import Cases
 from segpipe.errors import SegpipeError
-from segpipe.params import Check, Runtime
+from segpipe.params import Check
 from segpipe.prepare import store
 from segpipe.prepare.preprocess import preprocess
 from segpipe.prepare.store import PARTS, foreground_locations
 
-RUNTIME = Runtime(device="cpu", threads=1, prefetch=1)
+RUNTIME = params().runtime
 
 
 class Folder:

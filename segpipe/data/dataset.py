@@ -50,6 +50,14 @@ def describe(root: Path) -> Description:
     return _decathlon(root, content) if "training" in content else _nnunet(root, content)
 
 
+def labels_of(root: Path) -> dict[str, int] | None:
+    """Class name to value as dataset.json has them; None where it is absent or malformed, which `describe` explains."""
+    try:
+        return _labels(root, _read_dataset_json(root / "dataset.json")["labels"])
+    except (SegpipeError, KeyError):
+        return None
+
+
 def _read_dataset_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())

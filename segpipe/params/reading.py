@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.params.fields import IMPORT_PATH
 from segpipe.params.schema import Params
 
 PARAMS_FILE = Path("params.yaml")
@@ -23,6 +24,12 @@ class _UniqueKeys(yaml.SafeLoader):
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"{twice.value!r} stands here twice", twice.start_mark)
         return super().construct_mapping(node, deep)
+
+
+# 3e-4 is a number, as in YAML 1.2; YAML 1.1 reads it as text
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
@@ -69,7 +76,7 @@ def section(params: Params, name: str) -> dict[str, Any]:
 
 def _keys(item: Any) -> list[str]:
     """Where an error is; without the type that pydantic tried and adds where a key takes several."""
-    tried = r"constrained-|(list|dict|literal)\[|(int|float|str|bool)$"
+    tried = r"constrained-|(list|dict|literal)\[|(int|float|str|bool)$|\[key\]"
     return [str(key) for key in item["loc"] if not re.match(tried, str(key))]
 
 
@@ -96,13 +103,34 @@ def _explain(path: Path, items: list[Any]) -> str:
             expected="a value",
             cure=f"add the line '{keys[-1]}: ...' (the params.yaml of a fresh clone shows all of them)",
         )
+    if item["type"] == "value_error":  # a rule of ours over several settings
+        return problem(
+            "settings that exclude each other",
+            where=f"{path}: {key}",
+            found=item["ctx"]["error"],
+            expected="settings that go together",
+            cure="change one of those named",
+        )
+    near = difflib.get_close_matches(str(item["input"]), _choices(items), n=1, cutoff=0.5)
     return problem(
         "impossible value",
         where=f"{path}: {key}",
-        found="see below" if item["input"] and isinstance(item["input"], dict) else repr(item["input"]),
-        expected="; or: ".join(dict.fromkeys(item["msg"] for item in items)),
-        cure="change the value; the comment beside it names unit and range",
+        found=repr(item["input"]),
+        expected="; or: ".join(dict.fromkeys(_expectation(item) for item in items)),
+        cure=f"did you mean {near[0]!r}?" if near else "change the value; the comment beside it says what it is",
     )
+
+
+def _choices(items: list[Any]) -> list[str]:
+    """The words that a key takes."""
+    return [word for item in items if item["type"] == "literal_error" for word in re.findall(r"'(.*?)'", item["msg"])]
+
+
+def _expectation(item: Any) -> str:
+    """What pydantic expects, in words."""
+    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] == IMPORT_PATH:
+        return "an import path, package.module:name"
+    return str(item["msg"])
 
 
 def _valid_keys(location: tuple[Any, ...]) -> list[str]:

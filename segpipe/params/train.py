@@ -62,6 +62,8 @@ class Loss(Section):
     def _something_is_learnt(self) -> "Loss":
         if self.region_weight == self.voxel_weight == 0:
             raise ValueError("region_weight and voxel_weight are both 0: nothing would be learnt")
+        if self.region == "tversky" and self.region_weight > 0 and self.tversky_alpha == self.tversky_beta == 0:
+            raise ValueError("tversky_alpha and tversky_beta are both 0: the region term would be constant")
         if self.deep_supervision is not None and sum(self.deep_supervision) == 0:
             raise ValueError("deep_supervision: all weights are 0: nothing would be learnt")
         return self
@@ -132,6 +134,8 @@ class Train(Section):
     def _one_length(self) -> "Train":
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError("epochs and max_steps: exactly one of the two must be null")
+        if self.mirror_axes is not None and len(set(self.mirror_axes)) < len(self.mirror_axes):
+            raise ValueError(f"mirror_axes: {self.mirror_axes} names an axis twice")
         if self.full_validation.weights == "averaged" and self.ema.decay is None:
             raise ValueError("full_validation.weights: averaged needs ema.decay")
         return self

@@ -1,7 +1,9 @@
 """What a training leaves on disk. Written at once, loaded without executing anything."""
 
+import os
 import sys
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,16 @@ from typing import Any
 import torch
 
 from segpipe import digest
+from segpipe.errors import SegpipeError, problem
+
+PLAIN = (bool, int, float, str, type(None))
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint at once; equal contents are equal files."""
+    """Write a checkpoint at once. content : as `snapshot` gives it; equal contents are equal files."""
     # given a path, torch.save would write its temporary name into the file
     with digest.new_file(path) as temporary, temporary.open("wb") as file:
-        torch.save(_plain(content), file)
+        torch.save(content, file)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -32,9 +37,9 @@ def sizes(folder: Path) -> str:
 class Writer:
     """Saves checkpoints in the order given, on a thread of its own, while the training goes on.
 
-    The content is copied when it is given, on its device, and may change afterwards. At most one checkpoint waits while
-    another is written. After a failed save nothing is written any more, and its error is raised at the second call
-    after it or when the writer finishes: a `latest` without its `best` would never be noticed.
+    The content is copied when it is given and may change afterwards. At most one save waits while another is written.
+    After a failed one nothing is written any more, and its error is raised at the second call after it or when the
+    writer finishes: a `latest` without its `best` would never be noticed.
     """
 
     def __init__(self) -> None:
@@ -43,40 +48,75 @@ class Writer:
 
     def save(self, path: Path, content: dict[str, Any]) -> None:
         """Save soon."""
-        self._finish(but=1)
-        before = self._waiting[-1] if self._waiting else None
-        self._waiting.append(self._thread.submit(_save_after, before, path, snapshot(content)))
+        copy = snapshot(content)
+        # the copies from a CUDA device are still under way: the thread waits for them, the training does not
+        copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
+        self._soon(lambda: _save_when(copied, path, copy))
+
+    def rename(self, path: Path, target: Path) -> None:
+        """Rename a file after what was given before, if it is there."""
+        self._soon(lambda: _rename(path, target))
 
     def finish(self) -> None:
         """Wait until everything is on disk."""
         self._finish(but=0)
+
+    def _soon(self, write: Callable[[], None]) -> None:
+        self._finish(but=1)
+        before = self._waiting[-1] if self._waiting else None
+        self._waiting.append(self._thread.submit(_after, before, write))
 
     def _finish(self, but: int) -> None:
         while len(self._waiting) > but:
             self._waiting.popleft().result()
 
 
-def _save_after(before: Future[None] | None, path: Path, content: dict[str, Any]) -> None:
+def _after(before: Future[None] | None, write: Callable[[], None]) -> None:
     if before is not None:
         before.result()
+    write()
+
+
+def _save_when(copied: torch.cuda.Event | None, path: Path, content: dict[str, Any]) -> None:
+    if copied is not None:
+        copied.synchronize()
     save(path, content)
 
 
+def _rename(path: Path, target: Path) -> None:
+    if path.exists():
+        os.replace(path, target)
+
+
 def snapshot(value: Any) -> Any:
-    """A copy that shares no memory with what it was taken from."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: snapshot(item) for key, item in value.items()}
-    return [snapshot(item) for item in value] if isinstance(value, list | tuple) else value
+    """A copy in host memory that shares nothing with what it was taken from; plain data stays plain data.
 
+    What comes from a CUDA device is complete when the device's stream has come to it.
 
-def _plain(value: Any) -> Any:
-    """Tensors on the CPU; equal strings the same object, as pickle writes an object it has met as a reference."""
+    Raises SegpipeError for what `load` would refuse to read again.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        value = value.detach()
+        if value.device.type == "cuda":
+            return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+        return value.to("cpu", copy=True)
     if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {snapshot(key): snapshot(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [snapshot(item) for item in value]
+    if type(value) not in PLAIN:
+        raise _not_plain(value)
+    # equal strings are one object: pickle writes an object that it has met as a reference
     return sys.intern(value) if isinstance(value, str) else value
+
+
+def _not_plain(value: Any) -> SegpipeError:
+    return SegpipeError(
+        problem(
+            "the training's state could not be read again",
+            where="what a schedule, optimiser or callback of yours returns or keeps",
+            found=f"{value!r} of type {type(value).__module__}.{type(value).__name__}",
+            expected="tensors, numbers and strings of Python, and lists and dicts of them",
+            cure="convert it: float(...), int(...), torch.tensor(...)",
+        )
+    )

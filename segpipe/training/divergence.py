@@ -38,17 +38,31 @@ def check(training: Training, step: int, loss: Tensor, norm: Tensor) -> Tensor:
     every = 1 if training.device.type == "cpu" else CHECK_EVERY
     ends_epoch = len(training.length.epoch_from(step)) == 1
     if (step + 1) % every == 0 or ends_epoch:
-        recent = torch.stack([*training.losses, loss][-every:])
-        if not recent.isfinite().all():
-            first = int((~recent.isfinite()).nonzero()[0])
-            raise Diverged(len(training.rows) + 1, step - len(recent) + 1 + first, float(recent[first]))
+        _require_finite(training, [*training.losses, loss][-every:], step)
     return loss
+
+
+def check_all(training: Training) -> None:
+    """Check all steps of the epoch so far: what is not finite must not be saved to go on from.
+
+    Raises Diverged.
+    """
+    if training.losses:
+        _require_finite(training, training.losses, training.step - 1)
+
+
+def _require_finite(training: Training, losses: list[Tensor], last_step: int) -> None:
+    finite = torch.stack(losses).isfinite()
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise Diverged(len(training.rows) + 1, last_step - len(losses) + 1 + first, float(losses[first]))
 
 
 def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
     """Write the batches of the step and the weights into `folder` and say what happened.
 
-    The batches are made again: they are a pure function of the step.
+    The batches are made again: they are a pure function of the step. Where steps were done after it, the weights are no
+    longer those it had, and those of the last checkpoint are written instead.
     """
     k = training.settings.accumulate
     batches = [training.feed.training(number) for number in range(found.step * k, (found.step + 1) * k)]
@@ -59,9 +73,9 @@ def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
         "image": torch.cat([batch.image for batch in batches]),
         "label": torch.cat([batch.label for batch in batches]),
         "sources": [{"case": case, **asdict(box)} for case, box in sources],
-        "network": training.network.state_dict(),
+        "network": _weights(training.network.state_dict(), folder / "latest.pth"),
     }
-    checkpoint.save(folder / FILE, content)
+    checkpoint.save(folder / FILE, checkpoint.snapshot(content))
     places = "\n            ".join(
         f"{case}, voxels {list(box.start)} to {[s + n for s, n in zip(box.start, box.size, strict=True)]}"
         for case, box in sources
@@ -76,3 +90,11 @@ def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
             "a lower train.optimiser.learning_rate, more train.schedule.warmup_steps, or train.precision: off",
         )
     )
+
+
+def _weights(now: dict[str, Tensor], latest: Path) -> dict[str, Tensor]:
+    """The present weights; where they are no longer finite, those of the last checkpoint, if there is one."""
+    if all(value.isfinite().all() for value in now.values()) or not latest.exists():
+        return now
+    before: dict[str, Tensor] = checkpoint.load(latest)["network"]
+    return before

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(SystemExit):
@@ -26,12 +26,14 @@ class Requests:
     number: int | None = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.number is not None:
+            raise KeyboardInterrupt  # asked twice from the keyboard: at once
         self.number = self.number or number
 
 
 @contextmanager
 def noted() -> Iterator[Requests]:
-    """Only note SIGTERM and SIGUSR1 while the block runs. Off the main thread, where no signal arrives, do nothing."""
+    """Only note these signals while the block runs. Off the main thread, where none arrives, do nothing."""
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield requests

@@ -4,10 +4,11 @@ State lives in `state/<digest>/`, which no rule declares: a failed or killed job
 digest and neither resume it nor overwrite it. The declared files are copied out by rename at the end.
 """
 
+import os
 import time
-from collections.abc import Callable
-from datetime import timedelta
-from logging import FileHandler, getLogger
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import ERROR, FileHandler, Formatter, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,25 @@ from segpipe import digest
 from segpipe.data import splits
 from segpipe.params import Params
 from segpipe.prepare.store import Store
-from segpipe.training import checkpoint, curves, divergence, interrupt, loop, model, selection
-from segpipe.training.identity import FILE, Identity, identify, shorter
+from segpipe.training import (
+    check,
+    checkpoint,
+    curves,
+    divergence,
+    failures,
+    interrupt,
+    loop,
+    messages,
+    model,
+    selection,
+)
+from segpipe.training.identity import Identity, identify, shorter
 from segpipe.training.selection import Row
 from segpipe.training.setup import Scorer, Setup, classes
 
 log = getLogger(__name__)
 
+NEW_BEST = "best_new.pth"  # becomes best.pth when `latest` is on disk
 STEP_LINE_EVERY_S = 30.0  # a line within an epoch, where epochs are long
 DRAW_EVERY_S = 60.0
 
@@ -42,17 +55,14 @@ def train(
     fold = splits.read(splits_path, fold_name)
     title = f"training {store.configuration} fold {fold_name}"
     with digest.exclusive(out / "state" / ".lock", title) as report:
+        check.check(params, store.cases.labels)
         identity = identify(store, fold, params, out / "state")
         state = out / "state" / identity.digest
         if not (state / "final.pth").exists():
             setup = Setup.of(store, fold, params)
-            digest.write_json(state / FILE, identity.record())
-            handler = FileHandler(state / "train.log")
-            getLogger().addHandler(handler)
-            try:
+            identity.write(state, params)
+            with _logged(state / "train.log"):
                 _Job(setup, state, identity, title, report).run(whole_cases)
-            finally:
-                getLogger().removeHandler(handler)
         _publish(state, out)
     log.info("%s: published from %s", title, state)
 
@@ -65,6 +75,22 @@ def _publish(state: Path, out: Path) -> None:
         ("progress.png", "progress.png"),
     ):
         digest.copy(state / source, out / target)
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Keep the messages of the block in a file, with the time and with the error that ends it."""
+    handler = FileHandler(path)
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    getLogger().addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        handler.handle(LogRecord(__name__, ERROR, __file__, 0, "%s", (f"{type(error).__name__}: {error}",), None))
+        raise
+    finally:
+        getLogger().removeHandler(handler)
+        handler.close()
 
 
 class _Job:
@@ -89,18 +115,28 @@ class _Job:
             self._resume()
             self.board = curves.Board(self.state / "tensorboard", len(self.training.rows))
             try:
-                loop.fit(self.training, self._between, self._on_epoch_end)
+                self._fit()
+                self._finish()
             except divergence.Diverged as found:
                 raise divergence.explain(found, self.training, self.state) from None
-            finally:
-                self.writer.finish()
-                self.board.close()
-            self._finish()
+            except torch.OutOfMemoryError as error:
+                raise failures.out_of_memory(error, self.setup.store.planned) from error
+            except OSError as error:
+                raise failures.not_written(error, self.state) from error
+
+    def _fit(self) -> None:
+        """Train; whatever ends it, what was to be written is written before the lock is free."""
+        try:
+            loop.fit(self.training, self._between, self._on_epoch_end)
+        finally:
+            self.board.close()
+            self.writer.finish()
 
     def _resume(self) -> None:
         path = self._resume_from()
         if path is not None:
             content, training = checkpoint.load(path), self.training
+            self._warn_of_other_precision(content["precision"])
             resume = content["resume"]
             training.network.load_state_dict(content["network"])
             if training.averaged is not None:
@@ -108,30 +144,52 @@ class _Job:
             training.optimiser.load_state_dict(resume["optimiser"])
             training.scaler.load_state_dict(resume["scaler"])
             training.rows, training.losses = resume["rows"], list(resume["losses"].to(training.device).unbind())
+        self._settle_best()
         run = self._describe_start(path)
         digest.write_json(self.state / "run.json", run)
+
+    def _settle_best(self) -> None:
+        """A best model whose `latest` was written is the best; one that came to nothing is made again by its epoch."""
+        new = self.state / NEW_BEST
+        if new.exists():
+            row = checkpoint.load(new)["row"]
+            os.replace(new, self.state / "best.pth") if row in self.training.rows else new.unlink()
+
+    def _warn_of_other_precision(self, before: str) -> None:
+        now = str(self.setup.dtype).removeprefix("torch.")
+        if now != before:
+            log.warning("%s: goes on in %s what was begun in %s; train.precision would fix it", self.title, now, before)
 
     def _resume_from(self) -> Path | None:
         """The checkpoint to go on from: this training's, else the one of the training that it continues."""
         own = self.state / "latest.pth"
         parent = self.identity.parent
-        return own if own.exists() else parent / "latest.pth" if parent else None
+        return own if own.exists() else self.state.parent / parent / "latest.pth" if parent else None
 
     def _describe_start(self, path: Path | None) -> dict[str, Any]:
         """Say in the log how the training starts; what is said and what else is of this machine, for run.json."""
         done, step = len(self.training.rows), self.training.step
         within = f" and {len(self.training.losses)} steps" if self.training.losses else ""
         start = f"continues after epoch {done}{within}" if path else "starts"
-        parent = self.identity.parent
-        if path and parent and parent in path.parents:
-            start = f"extends a finished training of {step} steps ({parent.name}) to {self.identity.total_steps}"
-        elif not path and self.settings.on_extend == "restart" and shorter(self.identity, self.state.parent):
+        parent, extend = self.identity.parent, self.settings.on_extend
+        if path and path.parent.name == parent:
+            start = f"extends a finished training of {step} steps ({parent}) to {self.identity.total_steps}"
+        elif not path and extend == "continue":
+            start = "starts from the beginning: no finished, shorter training differs in its length alone"
+        elif not path and shorter(self.identity, self.state.parent):
             start = "starts from the beginning (train.on_extend: continue would extend the finished shorter training)"
         precision = str(self.setup.dtype).removeprefix("torch.")
         log.info("%s: %s (%s, %s, digest %s)", self.title, start, self.setup.device, precision, self.identity.digest)
         run = {"device": str(self.setup.device), "precision": precision, "threads": torch.get_num_threads()}
         runtime = self.runtime.model_dump(mode="json")
-        return {**run, "torch": torch.__version__, "runtime": runtime, "start": start, "resumed_after_step": step}
+        return {
+            **run,
+            "torch": torch.__version__,
+            "runtime": runtime,
+            "start": start,
+            "resumed_after_epoch": done,
+            "resumed_after_step": step,
+        }
 
     def _between(self) -> None:
         """Before each step and each validation batch: obey a signal, say how far the epoch is."""
@@ -145,7 +203,8 @@ class _Job:
         if self.runtime.disable_checkpointing:
             self._line(f"{self.title}: {request.name}, nothing saved (runtime.disable_checkpointing)")
         else:
-            self.writer.save(self.state / "latest.pth", self._resumable())
+            divergence.check_all(self.training)
+            self._save_latest()
             self.writer.finish()
             self._line(f"{self.title}: {request.name}, saved after step {self.training.step}; a rerun continues there")
         return request
@@ -163,25 +222,34 @@ class _Job:
             self.last_drawing = time.monotonic()
         is_due = row["epoch"] % self.runtime.checkpoint_every == 0 or training.is_over()
         if is_due and not self.runtime.disable_checkpointing:
-            self.writer.save(self.state / "latest.pth", self._resumable())
+            self._save_latest()
         self.board.write(row)
         self._timing(row["epoch"], seconds_per_step)
-        self._line(self._describe(row, seconds_per_step))
+        self.step_seconds = [*self.step_seconds[-4:], seconds_per_step]
+        self._line(messages.epoch(training, self.classes, self.step_seconds))
         self.report(f"{self.title}, epoch {row['epoch']}/{training.epochs} done")
 
     def _save_best(self) -> None:
         if self.runtime.disable_checkpointing:
             self.best = checkpoint.snapshot(self._model())
         else:
-            self.writer.save(self.state / "best.pth", self._model())
+            self.writer.save(self.state / NEW_BEST, self._model())
+
+    def _save_latest(self) -> None:
+        """With it on disk, what is the best by its rows is the best: not before, as a repeated epoch may differ."""
+        self.writer.save(self.state / "latest.pth", self._resumable())
+        self.writer.rename(self.state / NEW_BEST, self.state / "best.pth")
 
     def _finish(self) -> None:
         """The files that are published; `final` comes last, as it says that the others are there."""
         rows, stop = self.training.rows, selection.stopped(self.training.rows, self.settings.early_stopping)
         curves.write_csv(self.state / "metrics.csv", rows)
         curves.draw(self.state / "progress.png", rows, self.classes)
-        checkpoint.save(self.state / "best.pth", self._finished_best())
-        checkpoint.save(self.state / "final.pth", self._model())
+        if self.runtime.disable_checkpointing:  # one of an earlier attempt is not the end of this training
+            (self.state / "latest.pth").unlink(missing_ok=True)
+        checkpoint.save(self.state / "best.pth", checkpoint.snapshot(self._finished_best()))
+        self.identity.write(self.state, self.setup.params, self.training.step)
+        checkpoint.save(self.state / "final.pth", checkpoint.snapshot(self._model()))
         if stop is not None:
             log.info("%s: stopped early after epoch %d: %s", self.title, stop["epoch"], stop["reason"])
         best, sizes = selection.best_epoch(rows), checkpoint.sizes(self.state)
@@ -194,7 +262,7 @@ class _Job:
             return self._model()
         path, parent = self.state / "best.pth", self.identity.parent
         if self.best is None and not path.exists() and parent is not None:
-            path = parent / "best.pth"
+            path = self.state.parent / parent / "best.pth"
         best = self.best or checkpoint.load(path)
         return {**self._model(), **{key: best[key] for key in ("epoch", "step", "row", "network", "averaged")}}
 
@@ -202,20 +270,12 @@ class _Job:
         log.info("%s", text)
         self.last_line = time.monotonic()
 
-    def _describe(self, row: Row, seconds_per_step: float) -> str:
-        training = self.training
-        self.step_seconds = [*self.step_seconds[-4:], seconds_per_step]
-        seconds = (training.length.total_steps - row["step"]) * sum(self.step_seconds) / len(self.step_seconds)
-        dice = " ".join(f"{name} {_readable(row[f'dice_{name}'])}" for name in self.classes)
-        return (
-            f"epoch {row['epoch']}/{training.epochs}  loss {row['train_loss']:.3f}  val {row['val_loss']:.3f}  "
-            f"dice {dice}  ema {row['dice_ema']:.3f}  lr {row['learning_rate']:.5f}  "
-            f"{seconds_per_step:.3f} s/it  left {timedelta(seconds=round(seconds))}"
-        )
-
     def _timing(self, epoch: int, seconds_per_step: float) -> None:
         """Times are no part of the result: they are kept beside it."""
-        with (self.state / "timings.csv").open("a") as file:
+        path = self.state / "timings.csv"
+        if not path.exists():
+            path.write_text("epoch,seconds_per_step,finished_at\n")
+        with path.open("a") as file:
             file.write(f"{epoch},{seconds_per_step:.4f},{time.time():.1f}\n")
 
     def _resumable(self) -> dict[str, Any]:
@@ -232,7 +292,3 @@ class _Job:
     def _model(self) -> dict[str, Any]:
         """A checkpoint that predicts without anything beside it; no optimiser state."""
         return model.content(self.setup, self.training, self.identity)
-
-
-def _readable(dice: float | None) -> str:
-    return "-" if dice is None else format(dice, ".3f")

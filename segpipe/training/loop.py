@@ -14,7 +14,9 @@ from segpipe.params import Train
 from segpipe.training import averaging, divergence, selection
 from segpipe.training.feed import Batch, Feed, ahead
 from segpipe.training.loss import SegmentationLoss
+from segpipe.training.network import require_shape
 from segpipe.training.optimiser import set_rate
+from segpipe.training.sampling import NETWORK, generator
 from segpipe.training.schedule import Length, Rate
 from segpipe.training.selection import Row
 
@@ -120,7 +122,8 @@ def train_step(training: Training, step: int, batches: Sequence[Batch]) -> Tenso
     training.network.train()
     training.optimiser.zero_grad(set_to_none=True)
     losses = []
-    for batch, elsewhere in zip(batches, _sums_elsewhere(training, batches), strict=True):
+    for part, (batch, elsewhere) in enumerate(zip(batches, _sums_elsewhere(training, step, batches), strict=True)):
+        _seed(training, step, part)
         loss = _loss(training, training.network, batch, elsewhere)[0]
         training.scaler.scale(loss / len(batches)).backward()
         losses.append(loss.detach())
@@ -133,7 +136,7 @@ def train_step(training: Training, step: int, batches: Sequence[Batch]) -> Tenso
 
 
 @torch.no_grad()
-def _sums_elsewhere(training: Training, batches: Sequence[Batch]) -> list[list[Tensor] | None]:
+def _sums_elsewhere(training: Training, step: int, batches: Sequence[Batch]) -> list[list[Tensor] | None]:
     """For each batch the region sums of the others, where the Dice is one of all samples of a step together.
 
     It costs a forward pass per batch; without it four batches of two would not learn what one of eight learns.
@@ -141,11 +144,20 @@ def _sums_elsewhere(training: Training, batches: Sequence[Batch]) -> list[list[T
     if len(batches) == 1 or not training.loss.joint:
         return [None] * len(batches)
     sums = []
-    for batch in batches:
+    buffers = [buffer.clone() for buffer in training.network.buffers()]
+    for part, batch in enumerate(batches):
+        _seed(training, step, part)
         outputs, label = _outputs(training, training.network, batch)
         sums.append(training.loss.sums(outputs, label))
+    for buffer, before in zip(training.network.buffers(), buffers, strict=True):
+        buffer.copy_(before)  # running statistics count each batch once
     total = [torch.stack(level).sum(0) for level in zip(*sums, strict=True)]
     return [[all_ - own for all_, own in zip(total, one, strict=True)] for one in sums]
+
+
+def _seed(training: Training, step: int, part: int) -> None:
+    """Make what a network draws itself (dropout) a function of seed and step, as its batches are."""
+    torch.manual_seed(int(generator(training.settings.seed, NETWORK, step, part).integers(2**63)))
 
 
 @torch.no_grad()
@@ -172,10 +184,15 @@ def _evaluate(training: Training, network: nn.Module, between: Callable[[], None
     known = [value for value in dice if value is not None]
     names = [name for name, value in training.feed.store.cases.labels.items() if value]
     return {
-        "val_loss": float(torch.stack(losses).mean()),
-        "dice_mean": sum(known) / len(known) if known else 0.0,
+        "val_loss": _finite(float(torch.stack(losses).mean())),
+        "dice_mean": sum(known) / len(known) if known else None,
         **{f"dice_{name}": value for name, value in zip(names, dice, strict=True)},
     }
+
+
+def _finite(loss: float) -> float | None:
+    """A loss that is not finite is no number to compare epochs by; one patch may have overflowed under fp16."""
+    return loss if math.isfinite(loss) else None
 
 
 def _on_whole_cases(training: Training) -> Row:
@@ -199,10 +216,12 @@ def _loss(training: Training, network: nn.Module, batch: Batch, elsewhere: Any) 
 
 def _outputs(training: Training, network: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor]:
     """The outputs that enter the loss, the finest first, and the label."""
-    image = batch.image.to(training.device, non_blocking=True)
-    label = batch.label.to(training.device, non_blocking=True)
+    image = batch.image.to(training.device, non_blocking=training.feed.pin)
+    label = batch.label.to(training.device, non_blocking=training.feed.pin)
     with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
-        return training.forward(network, image, training.n_outputs), label
+        outputs = training.forward(network, image, training.n_outputs)
+    require_shape(outputs[0], label, len(training.feed.store.cases.labels))
+    return outputs, label
 
 
 def _overlaps(predicted: Tensor, label: Tensor, n_classes: int) -> Tensor:

@@ -4,8 +4,7 @@ By default nnU-Net's soft Dice and cross-entropy with deep supervision (nnunetv2
 have a deterministic gradient on CUDA: classes are picked by a one-hot product, never by nll_loss, gather or an index.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.nn.functional import log_softmax, max_pool2d, max_pool3d
 from segpipe import plugins
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.params.train import Loss
+from segpipe.training.check import class_weight_problems
 
 SMOOTH = 1e-5
 SMALLEST_MISS = 1e-12  # (1 - p)^gamma has an infinite slope at p = 1 where gamma < 1
@@ -229,27 +229,5 @@ def _class_weights(named: Mapping[str, float] | None, labels: Mapping[str, int])
     """(classes,) float32 in the order of the values; None where all are 1."""
     if named is None:
         return None
-    raise_all("params.yaml does not fit the dataset", _class_weight_problems(named, labels))
+    raise_all("params.yaml does not fit the dataset", class_weight_problems(named, labels))
     return torch.tensor([named.get(name, 1.0) for name in sorted(labels, key=lambda name: labels[name])])
-
-
-def _class_weight_problems(named: Mapping[str, float], labels: Mapping[str, int]) -> Iterator[str]:
-    where = "params.yaml: train.loss.class_weights"
-    for name in named:
-        if name not in labels:
-            near = difflib.get_close_matches(name, labels, n=1, cutoff=0.5)
-            yield problem(
-                "no such class",
-                where=where,
-                found=repr(name),
-                expected=f"one of {', '.join(labels)}",
-                cure=f"did you mean {near[0]!r}?" if near else "remove it, or name a class of dataset.json",
-            )
-    if all(named.get(name) == 0 for name, value in labels.items() if value > 0):
-        yield problem(
-            "no class is left to learn",
-            where=where,
-            found="0 for every class but the background",
-            expected="a weight above 0 for one of them at least",
-            cure="raise one of the weights",
-        )

@@ -1,6 +1,7 @@
 """What a checkpoint holds for prediction: a model that needs nothing beside it."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from segpipe import digest
@@ -25,7 +26,7 @@ def content(setup: Setup, training: Training, identity: Identity) -> dict[str, A
         "channel_names": store.cases.channel_names,
         "mirror_axes": settings.mirror_axes,
         "precision": str(setup.dtype).removeprefix("torch."),
-        "settings": section(setup.params, "train"),
+        "settings": _settings(setup),
         "epoch": len(training.rows),
         "step": training.step,
         "row": training.rows[-1] if training.rows else None,
@@ -33,6 +34,13 @@ def content(setup: Setup, training: Training, identity: Identity) -> dict[str, A
         "network": training.network.state_dict(),
         "averaged": None if training.averaged is None else training.averaged.state_dict(),
     }
+
+
+def _settings(setup: Setup) -> dict[str, Any]:
+    """The section `train`; of a path only the name, as where files lie is no result."""
+    settings = section(setup.params, "train")
+    weights = settings["pretrained_weights"]
+    return {**settings, "pretrained_weights": weights and Path(weights).name}
 
 
 def facts(setup: Setup, training: Training, identity: Identity) -> dict[str, Any]:

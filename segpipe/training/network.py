@@ -184,3 +184,27 @@ def outputs(network: nn.Module, x: Tensor, n_outputs: int) -> list[Tensor]:
 def n_available_outputs(network: nn.Module, plan: Configuration) -> int:
     """How many resolutions `outputs` can give: one per stage of the plan's decoder, or only the full one."""
     return len(plan.strides) - 1 if hasattr(network, "supervised") else 1
+
+
+def require_shape(logits: Tensor, label: Tensor, n_classes: int) -> None:
+    """Refuse a network, one of the user's, whose finest output does not fit the label.
+
+    logits : (B, classes, ...); label : (B, ...)
+    Raises SegpipeError.
+    """
+    expected = (label.shape[0], n_classes, *label.shape[1:])
+    if tuple(logits.shape) != expected:
+        raise SegpipeError(
+            problem(
+                "the network's output does not fit the label",
+                where="params.yaml: train.network",
+                found=f"logits of shape {tuple(logits.shape)}",
+                expected=f"{expected}, classes and then the shape of the patch",
+                cure="pad its convolutions, and give it n_classes outputs (docs/extending.md)",
+            )
+        )
+
+
+def is_head(name: str) -> bool:
+    """Whether a parameter belongs to a segmentation head, by its name."""
+    return "seg_layers" in name.split(".")

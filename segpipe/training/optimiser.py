@@ -7,13 +7,12 @@ from torch import nn
 
 from segpipe import plugins
 from segpipe.params.train import Optimiser, Part
-
-HEADS = "seg_layers."
+from segpipe.training.network import is_head
 
 
 def part_of(name: str) -> Part:
     """The part of the network that a parameter belongs to, by the name that the plan's networks give it."""
-    return "heads" if HEADS in name else "encoder" if name.startswith("encoder.") else "decoder"
+    return "heads" if is_head(name) else "encoder" if name.startswith("encoder.") else "decoder"
 
 
 def groups(network: nn.Module, settings: Optimiser) -> list[dict[str, Any]]:
@@ -33,10 +32,14 @@ def groups(network: nn.Module, settings: Optimiser) -> list[dict[str, Any]]:
     ]
 
 
-def build(network: nn.Module, settings: Optimiser) -> torch.optim.Optimizer:
-    """The optimiser over the parameters that are learnt, fused where the device has it."""
+def build(network: nn.Module, settings: Optimiser, scaled: bool) -> torch.optim.Optimizer:
+    """The optimiser over the parameters that are learnt, fused where the device has it.
+
+    scaled : gradients are those of a scaled loss (fp16). Then it is not fused: where the first step overflows, the
+        fused SGD of torch 2.13 leaves its momentum uninitialised (torch/optim/sgd.py, `_fused_sgd`).
+    """
     parameters = groups(network, settings)
-    fused = parameters[0]["params"][0].device.type in ("cpu", "cuda")
+    fused = parameters[0]["params"][0].device.type in ("cpu", "cuda") and not scaled
     if settings.name == "sgd":
         return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
     if settings.name == "adamw":

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.training.network import is_head
 
 log = getLogger(__name__)
 
 KEYS = {"network": "segpipe", "network_weights": "nnU-Net"}  # where a checkpoint has its tensors by name
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-HEADS = "seg_layers"
 TAKEN, HEAD, ABSENT = "taken", "head, not taken", "not in the checkpoint"
 
-Row = tuple[str, str]
+Fate = tuple[str, str]  # of a parameter: its name, what became of it
 
 
-def load_into(network: nn.Module, path: str) -> list[Row]:
+def load_into(network: nn.Module, path: str) -> list[Fate]:
     """Copy all tensors but the heads' from a checkpoint of segpipe or nnU-Net, where name and shape agree.
 
     Logs a table of what matched. The rule is that of nnunetv2/run/load_pretrained_weights.py, which stops at the first
@@ -56,7 +56,7 @@ def load_into(network: nn.Module, path: str) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Fate]) -> str:
     """One line for each result and module (as `encoder.stages.0`), with the number of its tensors; totals below."""
     groups = Counter((result, ".".join(name.split(".")[:3])) for name, result in rows)
     order = list(dict.fromkeys(result for _, result in sorted(rows, key=lambda row: row[1] != TAKEN)))
@@ -139,7 +139,7 @@ def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
 
 
 def _result(name: str, tensor: Tensor, offered: Mapping[str, Tensor]) -> str:
-    if HEADS in name.split("."):
+    if is_head(name):
         return HEAD
     if name not in offered:
         return ABSENT

@@ -13,7 +13,7 @@ import numpy as np
 
 from segpipe.prepare.store import StoredCase
 
-TRAINING, VALIDATION, ORDER = 0, 1, 2  # independent streams of one seed
+TRAINING, VALIDATION, ORDER, NETWORK = 0, 1, 2, 3  # independent streams of one seed
 
 
 def generator(seed: int, stream: int, step: int, sample: int) -> np.random.Generator:

@@ -66,7 +66,22 @@ class Rate:
             return self.learning_rate * ((step + 1) / warmup)
         unit = self.length.steps_per_epoch if self.settings.per == "epoch" else 1
         start, end = max(step // unit * unit, warmup), math.ceil(self.length.total_steps / unit) * unit
-        return self.learning_rate * self.factor((start - warmup) / (end - warmup), self.settings)
+        return float(self.learning_rate * self.factor((start - warmup) / (end - warmup), self.settings))
+
+    def check(self) -> None:
+        """Raise SegpipeError where the rate of an epoch's first step is not a number of 0 or more."""
+        steps = range(0, self.length.total_steps, self.length.steps_per_epoch)
+        wrong = [(step, rate) for step in steps if not 0 <= (rate := self(step)) < math.inf]
+        if wrong:
+            raise SegpipeError(
+                problem(
+                    "no learning rate",
+                    where="params.yaml: train.schedule.name",
+                    found=f"{self.settings.name} gives {wrong[0][1]} at step {wrong[0][0]}",
+                    expected="a finite number, 0 or more",
+                    cure="correct the schedule; it is called with the share of the training that is done, from 0 to 1",
+                )
+            )
 
 
 def _factor(settings: Schedule) -> Callable[[float, Schedule], float]:

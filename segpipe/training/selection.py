@@ -1,10 +1,10 @@
 """Which epoch is the best, and when to stop: pure functions of the rows of metrics.csv, so a resume decides alike."""
 
-import difflib
 from typing import Any
 
-from segpipe.errors import problem, raise_all
+from segpipe.errors import SegpipeError, problem
 from segpipe.params.train import Best, EarlyStopping, Train
+from segpipe.training.schedule import Length
 
 Row = dict[str, Any]
 LOSSES = ("train_loss", "val_loss", "averaged_val_loss")  # the columns that improve by falling
@@ -19,29 +19,22 @@ def columns(settings: Train, classes: list[str]) -> list[str]:
     return ["epoch", "step", "learning_rate", "train_loss", *evaluated, *averaged, *whole, "dice_ema", "fitness_ema"]
 
 
-def check(settings: Train, classes: list[str]) -> None:
-    """Refuse a fitness or a monitor that no column of metrics.csv has.
+def check_full_validation(settings: Train, length: Length) -> None:
+    """Refuse whole cases that would never be validated.
 
-    Raises SegpipeError naming every such column and the nearest one that exists.
+    Raises SegpipeError where the training has fewer epochs than lie between.
     """
-    known = columns(settings, classes)
-    summed = [name for name in known if not name.startswith("fitness")]
-    wanted = [("best.fitness", name, summed) for name in settings.best.fitness]
-    wanted.append(("early_stopping.monitor", settings.early_stopping.monitor, known))
-    raise_all(
-        "params.yaml",
-        [
+    every, n_epochs = settings.full_validation.every, length.epochs_after(0)
+    if every is not None and every > n_epochs:
+        raise SegpipeError(
             problem(
-                "no such column in metrics.csv",
-                where=f"params.yaml: train.{key}",
-                found=name,
-                expected=f"one of {', '.join(valid)}",
-                cure=f"did you mean {(difflib.get_close_matches(name, valid, 1, 0) or valid)[0]!r}?",
+                "no epoch validates whole cases",
+                where="params.yaml: train.full_validation.every",
+                found=every,
+                expected=f"at most {n_epochs}, the epochs of the training",
+                cure="lower it, or set null",
             )
-            for key, name, valid in wanted
-            if name not in valid
-        ],
-    )
+        )
 
 
 def with_running_means(row: Row, rows: list[Row], settings: Best) -> Row:
@@ -85,12 +78,17 @@ def stopped(rows: list[Row], settings: EarlyStopping) -> Row | None:
             best, since = value, row["epoch"]
     if len(rows) < max(settings.min_epochs, since + settings.patience):
         return None
+    value = rows[-1][settings.monitor]
     return {
         "epoch": len(rows),
         "monitor": settings.monitor,
-        "value": rows[-1][settings.monitor],
+        "value": value,
         "best_value": best,
         "best_epoch": since,
-        "reason": f"{settings.monitor} has not improved by more than {settings.min_delta:g} in "
-        f"{len(rows) - since} epochs (patience {settings.patience})",
+        "reason": f"{settings.monitor} is {_readable(value)}, at its best {_readable(best)} in epoch "
+        f"{since}; no better by {settings.min_delta:g} for {len(rows) - since} epochs (patience {settings.patience})",
     }
+
+
+def _readable(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.4g}"

@@ -59,7 +59,6 @@ class Setup:
         Raises SegpipeError for a device, column, class, module, file or parameter that does not exist.
         """
         settings, cases = params.train, store.cases
-        selection.check(settings, classes(store))
         on = device.start(params.runtime)
         device.set_deterministic(settings.deterministic)
         dtype = device.precision(settings.precision, on)
@@ -73,23 +72,28 @@ class Setup:
         """The training, at its first step."""
         settings, runtime, planned = self.params.train, self.params.runtime, self.store.planned
         length = schedule.length(settings, len(self.fold["train"]), planned.batch_size)
+        selection.check_full_validation(settings, length)
+        rate = schedule.Rate(settings, length)
+        rate.check()
         loss = SegmentationLoss(settings.loss, self.store.cases.labels, planned.batch_dice)
         on_cpu = self.device.type == "cpu"
+        scaled = self.dtype == torch.float16
         scorer = None
-        if settings.full_validation.every is not None and whole_cases is not None:
+        if settings.full_validation.every is not None:
+            assert whole_cases is not None, "train.full_validation needs a function that scores whole cases"
             axes, cases = settings.mirror_axes, self.fold["val"]
             scorer = whole_cases(self.store, cases, settings.full_validation, axes, self.dtype, between)
         return Training(
             network=self.network,
             averaged=copy.deepcopy(self.network) if settings.ema.decay is not None else None,
             forward=torch.compile(outputs) if runtime.compile else outputs,
-            optimiser=optimiser.build(self.network, settings.optimiser),
-            scaler=torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16),
-            feed=Feed(self.store, self.fold["train"], self.fold["val"], settings, runtime.pin_memory and not on_cpu),
+            optimiser=optimiser.build(self.network, settings.optimiser, scaled),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=scaled),
+            feed=Feed(self.store, self.fold["train"], self.fold["val"], settings, self._pins),
             loss=loss,
             n_outputs=loss.n_outputs(n_available_outputs(self.network, planned) + 1),
             length=length,
-            rate=schedule.Rate(settings, length),
+            rate=rate,
             whole_cases=scorer,
             settings=settings,
             device=self.device,
@@ -99,6 +103,10 @@ class Setup:
             rows=[],
             losses=[],
         )
+
+    @property
+    def _pins(self) -> bool:
+        return self.params.runtime.pin_memory and self.device.type == "cuda"
 
     def callbacks(self) -> list[Callable[[Training, Row], None]]:
         """What the settings want called at the end of each epoch."""

@@ -9,11 +9,19 @@ import yaml
 
 from segpipe import digest, plugins
 from segpipe import params as params_yaml
-from segpipe.data import phantoms
+from segpipe.data import dataset, phantoms
 from segpipe.errors import SegpipeError, problem
+from segpipe.training import check
 
 try:
     PARAMS = params_yaml.load()
+    LABELS = (
+        phantoms.LABELS
+        if PARAMS.dataset_name == phantoms.NAME
+        else dataset.labels_of(Path(PARAMS.dataset))
+    )
+    if LABELS is not None:
+        check.check(PARAMS, LABELS)
 except SegpipeError as error:
     raise WorkflowError(str(error))
 

@@ -27,7 +27,10 @@ rule train:
     params:
         script=script("train"),
         cfg=settings("train"),
-        code=digest.of_code("train"),
+        code=[
+            digest.of_code("train"),
+            PARAMS.train.full_validation.every and digest.of_code("full_validation"),
+        ],
     message:
         "train: {wildcards.configuration}, fold {wildcards.fold}"
     shell:
