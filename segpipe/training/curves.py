@@ -62,7 +62,7 @@ def draw(path: Path, rows: list[Row], classes: list[str]) -> None:
     line(dice, "dice_ema", "running mean", color="black", linewidth=2)
     for key, label in (("averaged_dice_mean", "of averaged weights"), ("case_dice_mean", "on whole cases")):
         if key in rows[0]:
-            style = {"linestyle": "--"} if "averaged" in key else {"linestyle": "", "marker": "x"}
+            style = {"linestyle": "--", "marker": "."} if "averaged" in key else {"linestyle": "", "marker": "x"}
             line(dice, key, label, color="black", **style)
     line(rate, "learning_rate", "learning rate")
     for axes, title in ((losses, "loss"), (dice, "Dice on validation patches"), (rate, "learning rate")):
