@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
 from segpipe import digest
@@ -68,6 +69,7 @@ def draw(path: Path, rows: list[Row], classes: list[str]) -> None:
     for axes, title in ((losses, "loss"), (dice, "Dice on validation patches"), (rate, "learning rate")):
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     dice.set_ylim(0, 1)
     losses.legend()
     dice.legend(fontsize="small")
