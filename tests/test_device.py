@@ -1,6 +1,9 @@
 """Which device and which precision."""
 
 import os
+import resource
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -46,8 +49,12 @@ def test_a_device_that_is_absent_stops_with_its_name(name):
 def test_auto_prefers_cuda_and_a_number_must_exist(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert start(runtime__device="auto") == torch.device("cuda")
+    assert chosen == []  # the first, or what CUDA_VISIBLE_DEVICES says
     assert start(runtime__device="cuda:1") == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]  # or streams and allocations of the first one would be used
     with pytest.raises(SegpipeError, match="cuda:0, cuda:1"):
         start(runtime__device="cuda:2")
 
@@ -65,6 +72,43 @@ def test_threads_are_set():
     assert torch.get_num_threads() == 1
     start(runtime__device="cpu", runtime__threads=None)
     assert torch.get_num_threads() == 1  # left as it is
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "asked"),
+    [
+        (256, 4096, 4096),
+        (1024, 524288, device.MOST_FILES),
+        (1024, resource.RLIM_INFINITY, device.MOST_FILES),
+        (4096, 4096, None),
+        (524288, 1048576, None),  # never lowered
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None),
+    ],
+)
+def test_as_many_files_may_be_open_as_the_system_allows(monkeypatch, soft, hard, asked):
+    calls = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, hard) if what == resource.RLIMIT_NOFILE else None)
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: calls.append((what, *limits)))
+    device.raise_file_limit()
+    assert calls == ([] if asked is None else [(resource.RLIMIT_NOFILE, asked, hard)])
+
+
+def test_the_file_limit_is_raised_at_the_start():
+    """In a process of its own: it holds for all of one."""
+    code = (
+        "import resource\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))\n"
+        "from tiny import params\n"
+        "from segpipe import device\n"
+        "device.start(params().runtime)\n"
+        "soft, after = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "assert after == hard\n"
+        "assert soft == (device.MOST_FILES if hard < 0 else min(hard, device.MOST_FILES)) > 200\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    )
 
 
 def test_precision(monkeypatch):

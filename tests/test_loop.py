@@ -337,12 +337,14 @@ def test_rows_have_the_columns_in_their_order(changes):
 def test_whole_cases_are_scored_every_so_many_epochs_with_the_weights_of_the_setting():
     for chosen in ("raw", "averaged"):
         full = {"every": 2, "weights": chosen, "step_size": 1.0, "mirroring": False}
-        one = training(train__epochs=4, train__ema__decay=0.9, train__full_validation=full)
         networks, scores = [], iter([0.25, 0.5])
-        one.whole_cases = lambda network, seen=networks, scores=scores: (
+
+        def score(network, seen=networks, scores=scores):
             seen.append(network)
-            or {f"case_dice_{name}": value for value in [next(scores)] for name in ["mean", *CLASSES]}
-        )
+            return dict.fromkeys([f"case_dice_{name}" for name in ["mean", *CLASSES]], next(scores))
+
+        made = setup(train__epochs=4, train__ema__decay=0.9, train__full_validation=full)
+        one = made.training(lambda *_, score=score: score, lambda: None)
         run(one)
         assert networks == [one.averaged if chosen == "averaged" else one.network] * 2
         assert [row["case_dice_mean"] for row in one.rows] == [None, 0.25, None, 0.5]
@@ -530,7 +532,8 @@ def test_a_class_that_is_nowhere_has_no_dice_and_leaves_the_mean_alone():
     for case in one.feed.store.content.values():
         case.label[:] = 0
     one.network = Prescribed([torch.zeros_like(label) for label in references])
-    assert validated(one)["dice_mean"] == 0
+    nothing = validated(one)
+    assert (nothing["dice_mean"], nothing["dice_one"]) == (None, None)  # no class was there, none was missed
 
 
 def test_validation_changes_neither_weights_nor_later_epochs():

@@ -53,7 +53,7 @@ def test_each_learnt_parameter_is_in_one_group_with_its_own_rate_and_decay(
         decay_norm_and_bias=decay_everything,
         rate_factors=factors,
     )
-    built = optimiser.build(network, of)
+    built = optimiser.build(network, of, scaled=False)
     found = built.param_groups
     assert sum(len(group["params"]) for group in found) == len(by_name(network, found))  # none twice
     group_of = by_name(network, found)
@@ -103,7 +103,7 @@ def updated(of, rates):
     network = nn.Linear(3, 1)
     start = {key: value.detach().clone() for key, value in network.named_parameters()}
     gradients = {"weight": torch.tensor([[1.0, -2.0, 0.5]]), "bias": torch.tensor([0.7])}
-    one = optimiser.build(network, of)
+    one = optimiser.build(network, of, scaled=False)
     for i, rate in enumerate(rates):
         set_rate(one, rate)
         for key, value in network.named_parameters():
@@ -154,7 +154,7 @@ def test_rate_factors_scale_the_step_of_each_part():
     network = unet()
     before = {key: value.detach().clone() for key, value in network.named_parameters()}
     factors = {"encoder": 0.5, "decoder": 1.0, "heads": 4.0}
-    one = optimiser.build(network, block(rate_factors=factors, momentum=0.0, weight_decay=0.0))
+    one = optimiser.build(network, block(rate_factors=factors, momentum=0.0, weight_decay=0.0), scaled=False)
     set_rate(one, 0.01)
     for value in network.parameters():
         value.grad = torch.ones_like(value)
@@ -164,7 +164,7 @@ def test_rate_factors_scale_the_step_of_each_part():
 
 
 def test_momentum_may_be_off():
-    assert not optimiser.build(nn.Linear(1, 1), block(momentum=0.0)).defaults["nesterov"]
+    assert not optimiser.build(nn.Linear(1, 1), block(momentum=0.0), scaled=False).defaults["nesterov"]
 
 
 def test_an_optimiser_of_an_import_path_gets_the_groups_and_the_settings(tmp_path, monkeypatch):
@@ -172,7 +172,8 @@ def test_an_optimiser_of_an_import_path_gets_the_groups_and_the_settings(tmp_pat
         "import torch\ndef own(groups, settings):\n    return torch.optim.RMSprop(groups, alpha=settings.momentum)\n"
     )
     monkeypatch.chdir(tmp_path)
-    one = optimiser.build(nn.Linear(2, 1), block(name="my_optimisers:own", momentum=0.7, decay_norm_and_bias=False))
+    of = block(name="my_optimisers:own", momentum=0.7, decay_norm_and_bias=False)
+    one = optimiser.build(nn.Linear(2, 1), of, scaled=False)
     assert isinstance(one, torch.optim.RMSprop)
     assert one.defaults["alpha"] == 0.7
     assert [group["weight_decay"] for group in one.param_groups] == [3e-5, 0]

@@ -155,7 +155,7 @@ def test_the_nearest_valid_key_is_suggested(message: Callable[..., str], key: st
         ("train.epochs", 3.0, "valid integer"),
         ("train.epochs", True, "valid integer"),
         ("train.augment", "yes", "valid boolean"),
-        ("train.optimiser.learning_rate", "1e-3", "valid number"),
+        ("train.optimiser.learning_rate", "fast", "valid number"),
         ("train.max_steps", 50.5, "valid integer"),
         ("train.replacement", "no", "valid boolean"),
         ("train.best.fitness", ["dice_mean"], "valid dictionary"),
@@ -247,6 +247,65 @@ def test_an_impossible_value_is_refused(message: Callable[..., str], key: str, v
     assert "params.yaml: 1 problem\n" in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [
+        ("train.optimiser.name", "adam", "adamw"),
+        ("train.schedule.name", "cosin", "cosine"),
+        ("train.loss.region", "twersky", "tversky"),
+        ("train.iterations_per_epoch", "passes", "pass"),
+        ("train.precision", "fp15", "fp16"),
+        ("train.precision", "of", "off"),
+    ],
+)
+def test_the_nearest_word_is_suggested(message: Callable[..., str], key: str, value: str, nearest: str) -> None:
+    assert field(message({key: value}), "cure") == [f"did you mean {nearest!r}?"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("train.optimiser.name", "lion"), ("train.epochs", 0), ("dataset", 7)])
+def test_where_no_word_is_near_the_comment_is_pointed_to(message: Callable[..., str], key: str, value: object) -> None:
+    assert field(message({key: value}), "cure") == ["change the value; the comment beside it says what it is"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("3e-4", 3e-4),
+        ("1E-3", 1e-3),
+        ("2e0", 2.0),
+        ("+5e-2", 0.05),
+        ("1e+1", 10.0),
+        ("1.5e-4", 1.5e-4),
+        ("1.5e1", 15.0),
+        (".5e-1", 0.05),
+        ("5.e-2", 0.05),
+    ],
+)
+def test_a_power_of_ten_is_a_number(tmp_path: Path, written: str, read: float) -> None:
+    """YAML 1.1 takes those without a point, and without a sign after the e, for text."""
+    text = (REPO / "params.yaml").read_text()
+    text, n = re.subn(r"learning_rate: \S+", f"learning_rate: {written}", text)
+    assert n == 1
+    assert params.load(write(tmp_path, text)).train.optimiser.learning_rate == read
+
+
+@pytest.mark.parametrize("written", ["e5", "1e", "1e-", "3e-4x", "'3e-4'", "1e2e3", ".e1", "e", "-e3"])
+def test_what_only_looks_like_a_power_of_ten_is_text(tmp_path: Path, written: str) -> None:
+    text = re.sub(r"learning_rate: \S+", f"learning_rate: {written}", (REPO / "params.yaml").read_text())
+    assert "valid number" in refusal(write(tmp_path, text))
+
+
+def test_a_power_of_ten_is_no_integer(tmp_path: Path) -> None:
+    text = re.sub(r"  epochs: \S+", "  epochs: 1e3", (REPO / "params.yaml").read_text())
+    said = refusal(write(tmp_path, text))
+    assert field(said, "found") == ["1000.0"]
+    assert "valid integer" in said
+
+
+def test_other_files_are_read_as_before() -> None:
+    assert yaml.safe_load("3e-4") == "3e-4"
+
+
 def test_an_item_of_a_list_is_named(message: Callable[..., str]) -> None:
     text = message({"configurations": ["2d", "3d_ful"]})
     assert field(text, "where")[0].endswith("params.yaml: configurations.1")
@@ -274,8 +333,13 @@ def test_an_override_of_neither_form_is_refused(message: Callable[..., str], val
     [
         ("train.iterations_per_epoch", "many", "valid integer", "'pass'"),
         ("train.iterations_per_epoch", 0, "greater than or equal to 1", "'pass'"),
-        ("train.optimiser.name", "adam", "'sgd' or 'adamw'", "match pattern"),
-        ("train.schedule.name", "linear", "'poly', 'cosine', 'exponential', 'step' or 'constant'", "match pattern"),
+        ("train.optimiser.name", "adam", "'sgd' or 'adamw'", "an import path, package.module:name"),
+        (
+            "train.schedule.name",
+            "linear",
+            "'poly', 'cosine', 'exponential', 'step' or 'constant'",
+            "an import path, package.module:name",
+        ),
         ("plan.overrides.batch_size", "many", "valid integer", "valid dictionary"),
         ("plan.overrides.spacing_mm", 3, "valid list", "valid dictionary"),
     ],
@@ -309,7 +373,7 @@ def test_what_is_no_import_path_is_refused(message: Callable[..., str], key: str
     text = message({key: [path] if isinstance(PATHS[key], list) else path})
     assert "params.yaml: 1 problem\n" in text
     assert key in field(text, "where")[0]
-    assert "match pattern" in text
+    assert "an import path, package.module:name" in field(text, "expected")[0]
 
 
 @pytest.mark.parametrize("path", ["mine:loss", "my_code.losses.own:Loss2", "_a._b:_c"])
@@ -336,6 +400,12 @@ def test_import_paths_are_taken(tmp_path: Path, settings: Settings, path: str) -
             "region_weight and voxel_weight are both 0",
         ),
         ({"train.loss.deep_supervision": [0.0, 0.0]}, "train.loss", "deep_supervision: all weights are 0"),
+        (
+            {"train.loss.region": "tversky", "train.loss.tversky_alpha": 0.0, "train.loss.tversky_beta": 0.0},
+            "train.loss",
+            "tversky_alpha and tversky_beta are both 0",
+        ),
+        ({"train.mirror_axes": [0, 1, 0]}, "train", "mirror_axes: [0, 1, 0] names an axis twice"),
         ({"train.full_validation.weights": "averaged"}, "train", "full_validation.weights: averaged needs ema.decay"),
         ({"validate.weights": "averaged"}, "(top level)", "validate.weights: averaged needs train.ema.decay"),
     ],
@@ -346,7 +416,8 @@ def test_settings_that_do_not_fit_each_other_are_refused(
     text = message(changes)
     assert "params.yaml: 1 problem\n" in text
     assert field(text, "where")[0].endswith(f"params.yaml: {where}")
-    assert says in field(text, "expected")[0]
+    assert says in field(text, "found")[0]
+    assert "\nsettings that exclude each other\n" in text
 
 
 @pytest.mark.parametrize(
@@ -357,6 +428,15 @@ def test_settings_that_do_not_fit_each_other_are_refused(
         {"train.ema.decay": 0.9, "train.full_validation.weights": "averaged", "validate.weights": "averaged"},
         {"train.loss.region_weight": 0.0},
         {"train.loss.voxel_weight": 0.0},
+        {"train.loss.tversky_alpha": 0.0, "train.loss.tversky_beta": 0.0},  # of no region term that is used
+        {"train.loss.region": "tversky", "train.loss.tversky_alpha": 0.0, "train.loss.tversky_beta": 1.0},
+        {
+            "train.loss.region": "tversky",
+            "train.loss.region_weight": 0.0,
+            "train.loss.tversky_alpha": 0.0,
+            "train.loss.tversky_beta": 0.0,
+        },
+        {"train.mirror_axes": []},
         {"train.loss.deep_supervision": [0.0, 1.0]},
         {"train.optimiser.clip_norm": None},
         {"train.optimiser.momentum": 0.0},

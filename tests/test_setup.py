@@ -131,12 +131,11 @@ def test_callbacks_are_found_by_their_paths_in_their_order(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "key", "says"),
     [
-        ({"train__early_stopping__monitor": "dice_on"}, "train.early_stopping.monitor", "did you mean 'dice_one'?"),
-        ({"train__best__fitness": {"dice_mena": 1.0}}, "train.best.fitness", "did you mean 'dice_mean'?"),
         ({"train__loss__class_weights": {"oen": 2.0}}, "train.loss.class_weights", "did you mean 'one'?"),
         ({"train__loss__deep_supervision": [1.0, 1.0, 1.0]}, "train.loss.deep_supervision", "at most 2"),
         ({"train__freeze": ["encodr.*"]}, "train.freeze", "did you mean 'encoder.*'"),
         ({"train__schedule__warmup_steps": 9}, "train.schedule.warmup_steps", "fewer than the 9 steps"),
+        ({"train__full_validation__every": 4}, "train.full_validation.every", "at most 3, the epochs"),
         ({"train__schedule__name": "absent_module:rate"}, "train.schedule.name", "no such module"),
         ({"train__optimiser__name": "absent_module:make"}, "train.optimiser.name", "no such module"),
         ({"train__loss__custom": "absent_module:loss"}, "train.loss.custom", "no such module"),

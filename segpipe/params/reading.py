@@ -26,9 +26,11 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# 3e-4 is a number, as in YAML 1.2; YAML 1.1 reads it as text
+# 3e-4 and 1.5e4 are numbers, as in YAML 1.2; YAML 1.1 reads them as text
 _UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+\.?[0-9]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
