@@ -6,12 +6,15 @@ import importlib
 import sys
 import traceback
 from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from segpipe import digest
 from segpipe.errors import SegpipeError, problem
+
+SUFFIXES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES)  # of modules, in the order in which Python looks
 
 
 def load(path: str, setting: str) -> Any:
@@ -69,7 +72,7 @@ def source_digest(path: str, setting: str) -> str:
 def file_of(path: str) -> Path | None:
     """The file in the working directory that `path` names, found without importing it; None for installed modules."""
     module = Path(*path.partition(":")[0].split("."))
-    files = (module.with_suffix(".py"), module / "__init__.py")
+    files = [place.with_suffix(suffix) for place in (module / "__init__", module) for suffix in SUFFIXES]
     return next((file for file in files if file.is_file()), None)
 
 

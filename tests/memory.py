@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from tiny import params, planned, random_case
+from torch import nn
 
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import StoredCase
@@ -54,3 +55,27 @@ def run(one: Training, between: Callable[[], None] = lambda: None) -> Training:
 def weights(network: torch.nn.Module) -> torch.Tensor:
     """All of them, in one row."""
     return torch.cat([value.flatten() for value in network.state_dict().values()])
+
+
+class Dropping(nn.Module):
+    """A network with dropout and batch norm. `drawn` : a mask of each forward pass while training."""
+
+    def __init__(self, n_channels: int, n_classes: int, plan: Configuration) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv3d(n_channels, 8, 3, padding=1), nn.BatchNorm3d(8)
+        self.drop, self.last = nn.Dropout(0.5), nn.Conv3d(8, n_classes, 1)
+        self.drawn: list[list[float]] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = self.drop(self.norm(self.first(image)).relu())
+        if self.training:
+            self.drawn.append(self.drop(torch.ones(64)).tolist())
+        return self.last(features)
+
+
+def unpadded(n_channels: int, n_classes: int, plan: Configuration) -> nn.Module:
+    return nn.Conv3d(n_channels, n_classes, 3)
+
+
+def one_class_too_many(n_channels: int, n_classes: int, plan: Configuration) -> nn.Module:
+    return nn.Conv3d(n_channels, n_classes + 1, 1)

@@ -9,6 +9,7 @@ import torch
 from memory import LABELS, run, setup, training, weights
 from tiny import planned
 
+from segpipe.errors import SegpipeError
 from segpipe.training import loop, selection
 from segpipe.training.checkpoint import snapshot
 from segpipe.training.loop import evaluate, fit, train_step
@@ -135,6 +136,122 @@ def test_frozen_parameters_stay_as_they_are():
         same = {key for key, value in network.state_dict().items() if torch.equal(value, before[key])}
         assert {key for key in before if key.startswith("encoder.")} <= same
         assert "decoder.seg_layers.1.weight" not in same
+
+
+# what a network draws itself
+
+
+DROPPING = {"train__network": "memory:Dropping"}
+JOINT = {**DROPPING, "train__accumulate": 2}
+
+
+def test_dropout_is_decided_by_the_seed():
+    one, same = training(**DROPPING), training(**DROPPING)
+    run(one)
+    torch.rand(7)
+    run(same, lambda: torch.rand(3))  # numbers that others draw do not matter
+    assert one.rows == same.rows
+    assert one.network.drawn == same.network.drawn
+    other = run(training(**DROPPING, train__seed=1))
+    masks = [tuple(mask) for mask in one.network.drawn + other.network.drawn]
+    assert len(masks) == len(set(masks)) == 18  # other in each step and with each seed
+
+
+def test_the_batches_of_an_accumulated_step_have_masks_of_their_own():
+    one = run(training(**JOINT, train__epochs=1))
+    assert len({tuple(mask) for mask in one.network.drawn}) == len(one.network.drawn) == 6
+
+
+def test_both_passes_of_a_joint_step_see_the_same_dropout():
+    plan = planned(batch_dice=True)
+    one, seen = training(plan, **JOINT), []
+    one.forward = lambda network, x, n: [seen.append(y.detach().clone()) or y for y in outputs(network, x, n)]
+    step_by_step(one, 2)
+    first, again = [seen[0], seen[1], seen[4], seen[5]], [seen[2], seen[3], seen[6], seen[7]]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_batch_norm_counts_each_batch_of_a_joint_step_once():
+    """As where the batches need not know of each other; what it has counted is there before the second step."""
+    joint, apart = (training(planned(batch_dice=batch_dice), **JOINT) for batch_dice in (True, False))
+    step_by_step(joint, 1)
+    step_by_step(apart, 1)
+    for one, other in zip(joint.network.norm.buffers(), apart.network.norm.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(joint.network.norm.running_mean, torch.zeros(8))
+    run(joint)
+    assert joint.network.norm.num_batches_tracked == 2 + 2 * 9  # the step above, then nine
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("call", [1, 2, 5, 9])
+def test_a_training_with_dropout_continues_bit_by_bit(batch_dice, call):
+    plan = planned(batch_dice=batch_dice)
+    whole, stopped, one = (training(plan, **{**RESUMED, **DROPPING}) for _ in range(3))
+    run(whole)
+    with pytest.raises(Stop):
+        run(stopped, stop_at(call))
+    torch.rand(5)  # another process has drawn others
+    restore(one, stopped)
+    assert same(run(one), whole)
+
+
+@pytest.mark.parametrize(
+    ("network", "found"), [("unpadded", "(2, 4, 6, 6, 6)"), ("one_class_too_many", "(2, 5, 8, 8, 8)")]
+)
+@pytest.mark.parametrize("plan", [planned(), planned(batch_dice=True)])
+def test_a_network_whose_output_does_not_fit_is_told_with_both_shapes(plan, network, found):
+    one = training(plan, train__network=f"memory:{network}", train__accumulate=2)
+    with pytest.raises(SegpipeError) as error:
+        run(one)
+    text = str(error.value)
+    assert "where:    params.yaml: train.network" in text
+    assert f"found:    logits of shape {found}" in text
+    assert "expected: (2, 4, 8, 8, 8)" in text
+
+
+# fp16
+
+
+def scaled(**changes):
+    """A training as under fp16, on the CPU, in float32: what is tested is the scaler."""
+    made = replace(setup(**changes), dtype=torch.float16)
+    return replace(made.training(None, lambda: None), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_overflow_in_the_first_step_leaves_it_out_and_trains_on(name):
+    one = scaled(train__optimiser__name=name)
+    assert one.scaler.is_enabled()
+    start, after, calls, step = weights(one.network).clone(), [], [], one.scaler.step
+
+    def overflow(gradient):
+        calls.append(1)
+        return gradient * torch.inf if len(calls) == 1 else gradient
+
+    next(one.network.parameters()).register_hook(overflow)
+    one.scaler.step = lambda optimiser: [step(optimiser), after.append(weights(one.network).clone())]
+    scale = one.scaler.get_scale()
+    run(one)
+    assert len(calls) == len(after) == 9
+    assert torch.equal(after[0], start)
+    assert not torch.equal(after[1], start)
+    assert one.scaler.get_scale() == scale / 2
+    kept = [value for state in one.optimiser.state.values() for value in state.values()]
+    assert kept
+    assert all(torch.as_tensor(value).isfinite().all() for value in kept)
+    assert weights(one.network).isfinite().all()
+    assert [row["step"] for row in one.rows] == [3, 6, 9]
+    assert all(np.isfinite(row["train_loss"]) for row in one.rows)
+
+
+def test_without_an_overflow_scaling_changes_nothing_that_counts():
+    """Gradients are clipped and averaged as if they had never been scaled."""
+    changes = {"train__accumulate": 2, "train__optimiser__clip_norm": 0.5}
+    one, plain = run(scaled(**changes)), run(training(**changes))
+    assert [row["train_loss"] for row in one.rows] == pytest.approx([row["train_loss"] for row in plain.rows], abs=1e-5)
+    assert torch.allclose(weights(one.network), weights(plain.network), atol=1e-5)
 
 
 # precision, determinism
@@ -402,13 +519,18 @@ def stop_at(call):
 
 
 def resumed(one, **changes):
-    """A new training that goes on where `one` was stopped, from copies of what a checkpoint holds."""
+    """A new training that goes on where `one` was stopped."""
     other = training(**RESUMED, **changes)
+    restore(other, one)
+    return other
+
+
+def restore(other, one):
+    """Bring a training to where another was stopped, from copies of what a checkpoint holds."""
     other.network.load_state_dict(snapshot(one.network.state_dict()))
     other.averaged.load_state_dict(snapshot(one.averaged.state_dict()))
     other.optimiser.load_state_dict(snapshot(one.optimiser.state_dict()))
     other.rows, other.losses = [dict(row) for row in one.rows], snapshot(one.losses)
-    return other
 
 
 @pytest.fixture(scope="module")
@@ -534,6 +656,47 @@ def test_a_class_that_is_nowhere_has_no_dice_and_leaves_the_mean_alone():
     one.network = Prescribed([torch.zeros_like(label) for label in references])
     nothing = validated(one)
     assert (nothing["dice_mean"], nothing["dice_one"]) == (None, None)  # no class was there, none was missed
+
+
+def without_loss(epochs, **changes):
+    """A training whose validation loss is no number in some epochs."""
+    one = training(train__augment=False, **changes)
+    case = one.feed.store.content["c3"]
+    sound = case.image.copy()
+
+    def on_epoch_end(row, seconds):
+        case.image[:] = np.nan if row["epoch"] + 1 in epochs else sound
+
+    fit(one, lambda: None, on_epoch_end)
+    return one
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_validation_loss_that_is_no_number_does_not_exist(value):
+    one = training()
+    one.feed.store.content["c3"].image[:] = value
+    assert validated(one)["val_loss"] is None
+
+
+def test_an_epoch_without_a_validation_loss_leaves_the_fitness():
+    best = {"fitness": {"val_loss": -1.0}, "smoothing": 0.5}
+    one, plain = without_loss([2], train__best=best), without_loss([], train__best=best)
+    losses, expected = ([row["val_loss"] for row in of.rows] for of in (one, plain))
+    assert losses == [expected[0], None, expected[2]]
+    assert None not in expected
+    means = [row["fitness_ema"] for row in one.rows]
+    assert means == pytest.approx([-losses[0], -losses[0], -(losses[0] + losses[2]) / 2])
+    assert torch.equal(weights(one.network), weights(plain.network))
+
+
+def test_an_epoch_without_a_validation_loss_ends_no_training():
+    """The third would be the second without an improvement; the fourth is measured, and is the third."""
+    early = {"patience": 2, "monitor": "val_loss", "min_delta": 100.0, "min_epochs": 0}
+    one = without_loss([3], train__epochs=9, train__early_stopping=early)
+    assert [row["val_loss"] is None for row in one.rows] == [False, False, True, False]
+    assert one.is_over()
+    never = without_loss(range(2, 10), train__epochs=5, train__early_stopping=early)
+    assert len(never.rows) == 5
 
 
 def test_validation_changes_neither_weights_nor_later_epochs():

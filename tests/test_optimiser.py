@@ -163,6 +163,14 @@ def test_rate_factors_scale_the_step_of_each_part():
         assert torch.allclose(before[key] - value, torch.tensor(0.01 * factors[part_of(key)]), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_updates_are_fused_where_gradients_are_not_scaled(name, scaled):
+    """torch's fused SGD would begin with whatever memory held, where the first step overflows."""
+    one = optimiser.build(nn.Linear(2, 1), block(name=name), scaled)
+    assert one.defaults["fused"] is not scaled
+
+
 def test_momentum_may_be_off():
     assert not optimiser.build(nn.Linear(1, 1), block(momentum=0.0), scaled=False).defaults["nesterov"]
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,33 @@ def test_a_missing_module_has_no_identity():
 
 def test_a_module_without_a_file_has_no_identity():
     assert "has no file" in refused("builtins:sum", plugins.source_digest)
+
+
+# the file of a module, found without importing it
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("mine:loss", "mine.py"),
+        ("mine:loss", "mine/__init__.py"),
+        ("my_code.losses:focal", "my_code/losses.py"),
+        ("my_code.losses:focal", "my_code/losses/__init__.py"),
+        ("mine:loss", f"mine{EXTENSION_SUFFIXES[0]}"),
+    ],
+)
+def test_the_file_of_a_module_of_the_working_directory(path: str, file: str) -> None:
+    assert plugins.file_of(path) is None
+    write(file, "raise AssertionError('it was imported')\n")
+    assert plugins.file_of(path) == Path(file)
+
+
+def test_the_file_is_the_one_that_would_be_imported() -> None:
+    write("mine.py", "def loss():\n    return 'file'\n")
+    write("mine/__init__.py", "def loss():\n    return 'package'\n")
+    assert plugins.load("mine:loss", "here")() == "package"
+    assert plugins.file_of("mine:loss") == Path("mine/__init__.py")
+
+
+def test_an_installed_module_has_no_file_here() -> None:
+    assert plugins.file_of("torch.optim:SGD") is None

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import params
@@ -127,6 +129,44 @@ def test_the_schedule_of_an_import_path_gets_the_share_that_is_done_and_the_sett
     monkeypatch.chdir(tmp_path)
     one = rate(block(name="my_schedules:own", per="iteration", final_factor=0.5), 10, learning_rate=0.2)
     assert [one(0), one(5)] == pytest.approx([0.2, 0.2 * 0.75])
+
+
+def custom(factor, **changes):
+    """A rate by a factor of the user's own, over four epochs of five steps."""
+    one = rate(block(**changes), 20, per_epoch=5, learning_rate=0.2)
+    one.factor = lambda p, settings: factor(p)
+    return one
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, torch.tensor, int])
+def test_whatever_number_a_schedule_gives_the_rate_is_a_plain_float(number):
+    """It is written into the checkpoint, which takes nothing else."""
+    one = custom(lambda p: number(1), warmup_steps=2)
+    assert [type(one(step)) for step in range(20)] == [float] * 20
+    one.check()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1e-9, math.inf, -math.inf])
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_a_rate_that_is_none_is_told_with_its_step(wrong, epoch):
+    one = custom(lambda p: wrong if p == epoch / 4 else 0.5)
+    with pytest.raises(SegpipeError) as error:
+        one.check()
+    text = str(error.value)
+    assert f"poly gives {0.2 * wrong} at step {5 * epoch}" in text
+    assert "params.yaml: train.schedule.name" in text
+
+
+def test_the_first_of_several_is_told():
+    with pytest.raises(SegpipeError, match="at step 10"):
+        custom(lambda p: math.nan if p >= 0.5 else 1.0).check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_all_schedules_give_rates(name, warmup):
+    rate(block(name=name, warmup_steps=warmup), 20, per_epoch=5).check()
+    custom(lambda p: 0.0).check()  # nothing is learnt, but that is a rate
 
 
 # the length

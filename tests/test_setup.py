@@ -1,5 +1,6 @@
 """From settings to a training at its first step."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,14 @@ def on_cuda(**changes):
     return replace(one, device=torch.device("cuda")).training(None, lambda: None)
 
 
+def test_fp16_is_scaled_and_not_fused():
+    half = replace(setup(), dtype=torch.float16).training(None, lambda: None)
+    assert half.scaler.is_enabled()
+    assert not half.optimiser.defaults["fused"]
+    assert training().optimiser.defaults["fused"]
+    assert training(train__precision="bf16").optimiser.defaults["fused"]
+
+
 @pytest.mark.parametrize(("feed_threads", "on_cpu", "elsewhere"), [(None, 0, FEED_THREADS), (0, 0, 0), (2, 2, 2)])
 def test_feeding_threads_are_those_of_the_settings_or_fit_the_device(feed_threads, on_cpu, elsewhere):
     assert training(runtime__feed_threads=feed_threads).feed_threads == on_cpu
@@ -87,6 +96,8 @@ def test_memory_is_pinned_where_it_helps_and_is_wanted():
     assert not training(runtime__pin_memory=True).feed.pin
     assert on_cuda(runtime__pin_memory=True).feed.pin
     assert not on_cuda(runtime__pin_memory=False).feed.pin
+    mps = replace(setup(runtime__pin_memory=True), device=torch.device("mps"))
+    assert not mps.training(None, lambda: None).feed.pin
 
 
 def test_the_network_is_compiled_where_that_is_wanted(monkeypatch):
@@ -110,6 +121,27 @@ def test_whole_cases_are_scored_as_the_settings_say():
 def test_without_the_setting_no_whole_cases_are_scored():
     one = setup().training(lambda *_: pytest.fail("asked for"), lambda: None)
     assert one.whole_cases is None
+
+
+def test_whole_cases_need_who_scores_them():
+    with pytest.raises(AssertionError, match="scores whole cases"):
+        training(train__full_validation__every=2)
+
+
+# the schedule
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [("float('nan')", "nan"), ("-0.5", "-0.005"), ("float('inf')", "inf"), ("0.4 - p", "-0.00266")]
+)
+def test_a_schedule_that_gives_no_rate_is_refused_before_the_first_step(tmp_path, monkeypatch, value, told):
+    (tmp_path / "no_rate.py").write_text(f"def schedule(p, settings):\n    return 1.0 if p == 0 else {value}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "no_rate", raising=False)
+    text = refused(training, train__schedule__name="no_rate:schedule")
+    assert "params.yaml: train.schedule.name" in text
+    assert f"no_rate:schedule gives {told}" in text
+    assert f"at step {6 if 'p' in value.split() else 3}" in text
 
 
 # callbacks
