@@ -51,6 +51,17 @@ def test_averaged_weights_and_whole_cases_are_drawn_beside_the_rest(tmp_path, co
     assert not np.array_equal(drawn, elsewhere)
 
 
+def test_a_validation_loss_that_does_not_exist_is_a_gap(tmp_path):
+    rows = [{**ROWS[0], "epoch": i + 1, "val_loss": loss} for i, loss in enumerate([1.0, None, 2.0])]
+    curves.draw(tmp_path / "gap.png", rows, ["a"])
+    curves.draw(tmp_path / "line.png", [rows[0], {**rows[1], "val_loss": 1.5}, rows[2]], ["a"])
+    gap, line = (imread(tmp_path / f"{name}.png") for name in ("gap", "line"))
+    assert not np.array_equal(gap, line)
+    curves.write_csv(tmp_path / "metrics.csv", rows)
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["val_loss"] for row in csv.DictReader(file)] == ["1", "", "2"]
+
+
 # ---- TensorBoard -----------------------------------------------------------------------------------------------------
 
 
@@ -65,12 +76,14 @@ def test_tensorboard_shows_each_value_at_its_epoch(tmp_path):
     board = curves.Board(tmp_path, 0)
     for row in ROWS:
         board.write({**row, "step": row["epoch"] * 250})
+    board.write({"epoch": 3, "step": 750, "train_loss": 0.5, "val_loss": None, "dice_mean": None})
     board.close()
     found = shown(tmp_path)
     assert set(found) == {"learning/learning_rate", "train/train_loss", "val/val_loss", "dice/dice_a", "dice/dice_ema"}
     assert found["dice/dice_a"] == [(2, 0.25)]  # none where there is none
-    assert [epoch for epoch, _ in found["train/train_loss"]] == [1, 2]
-    assert [value for _, value in found["train/train_loss"]] == pytest.approx([1.23456789, -0.5])
+    assert [epoch for epoch, _ in found["train/train_loss"]] == [1, 2, 3]
+    assert [value for _, value in found["train/train_loss"]] == pytest.approx([1.23456789, -0.5, 0.5])
+    assert found["val/val_loss"] == [(1, 1), (2, 1)]
 
 
 def test_an_epoch_is_seen_while_the_training_goes_on(tmp_path):

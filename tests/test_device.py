@@ -139,8 +139,10 @@ def test_deterministic_means_the_same_algorithms_twice_else_the_fastest_ones(wan
     assert torch.backends.cudnn.benchmark != wanted
 
 
-def test_cublas_gets_the_workspace_that_determinism_needs(monkeypatch):
-    device.set_deterministic(True)
+@pytest.mark.parametrize("first", [True, False])
+def test_cublas_gets_the_workspace_that_determinism_needs(monkeypatch, first):
+    """In any case: it is read when CUDA starts, and a later training of the process may want it."""
+    device.set_deterministic(first)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     device.set_deterministic(True)

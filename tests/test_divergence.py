@@ -162,6 +162,77 @@ def test_the_message_says_where_what_and_how_to_mend_it(tmp_path):
         assert setting in text
 
 
+def weights_on_disk(folder, value):
+    """A last checkpoint of a training, with weights that are known again."""
+    network = {key: torch.full_like(old, value) for key, old in training().network.state_dict().items()}
+    checkpoint.save(folder / "latest.pth", {"network": network})
+    return network
+
+
+def saved_weights(folder, one):
+    divergence.explain(Diverged(1, 0, math.nan), one, folder)
+    return checkpoint.load(folder / FILE)["network"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_spoilt_are_replaced_by_those_of_the_last_checkpoint(tmp_path, value):
+    one, before = training(), weights_on_disk(tmp_path, 0.25)
+    with torch.no_grad():
+        list(one.network.parameters())[-1][0] = value  # one number among all
+    saved = saved_weights(tmp_path, one)
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[key], before[key]) for key in before)
+
+
+def test_sound_weights_are_saved_as_they_are_whatever_lies_on_disk(tmp_path):
+    one = training()
+    weights_on_disk(tmp_path, 0.25)
+    saved, now = saved_weights(tmp_path, one), one.network.state_dict()
+    assert all(torch.equal(saved[key], now[key]) for key in now)
+
+
+def test_spoilt_weights_are_saved_where_there_are_no_others(tmp_path):
+    one = training()
+    with torch.no_grad():
+        next(one.network.parameters()).fill_(math.nan)
+    assert saved_weights(tmp_path, one)["encoder.stages.0.0.convs.0.conv.weight"].isnan().all()
+
+
+# before a state is saved
+
+
+def unchecked(losses, done=0, device="cuda"):
+    """A training in the middle of its second epoch, whose steps were not looked at."""
+    return SimpleNamespace(
+        losses=[torch.tensor(loss) for loss in losses],
+        rows=[{}],
+        step=done + len(losses),
+        device=SimpleNamespace(type=device),
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 3, 59, 79])
+def test_all_steps_of_the_epoch_are_checked_however_many(at, bad):
+    losses = [1.0] * 80  # more than are looked at together
+    losses[at] = bad
+    with pytest.raises(Diverged) as error:
+        divergence.check_all(unchecked(losses, done=250))
+    assert (error.value.epoch, error.value.step) == (2, 250 + at)
+    assert str(error.value.loss) == str(bad)
+
+
+def test_the_first_of_several_is_named():
+    with pytest.raises(Diverged) as error:
+        divergence.check_all(unchecked([1.0, 2.0, math.nan, math.inf]))
+    assert error.value.step == 2
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [-0.5] * 100])
+def test_sound_steps_may_be_saved(losses):
+    divergence.check_all(unchecked(losses))
+
+
 # on a device, where each look waits for it
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny import planned
 
 from segpipe.errors import SegpipeError
 from segpipe.training import loop, selection
-from segpipe.training.checkpoint import snapshot
+from segpipe.training.checkpoint import load, save, snapshot
 from segpipe.training.loop import evaluate, fit, train_step
 from segpipe.training.network import build, outputs
 
@@ -501,6 +502,38 @@ RESUMED = {
     "train__replacement": False,
     "train__schedule__per": "iteration",
 }
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (np.float64(0.5), "numpy.float64"),
+        (np.int64(3), "numpy.int64"),
+        (np.ones(2), "numpy.ndarray"),
+        ({1, 2}, "builtins.set"),
+        (Fraction(1, 2), "fractions.Fraction"),
+        (len, "builtins.builtin_function_or_method"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"rows": [{"mine": (1.0, value)}]}])
+def test_what_a_resume_could_not_read_is_refused_when_it_is_saved(value, found, wrap):
+    with pytest.raises(SegpipeError) as error:
+        snapshot({"state": wrap(value)})
+    text = str(error.value)
+    assert f"of type {found}\n" in text
+    assert "convert it: float(...)" in text
+
+
+def test_all_of_a_training_can_be_read_again(tmp_path):
+    one = run(scaled(**RESUMED))
+    content = {
+        "optimiser": one.optimiser.state_dict(),
+        "scaler": one.scaler.state_dict(),
+        "rows": one.rows,
+        "network": one.network.state_dict(),
+    }
+    save(tmp_path / "a.pth", snapshot(content))
+    assert load(tmp_path / "a.pth")["rows"] == one.rows
 
 
 class Stop(Exception):

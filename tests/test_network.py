@@ -10,7 +10,15 @@ from tiny import DATA, params, planned, wave
 from torch import nn
 
 from segpipe.errors import SegpipeError
-from segpipe.training.network import PlainConvUNet, build, create, n_available_outputs, outputs
+from segpipe.training.network import (
+    PlainConvUNet,
+    build,
+    create,
+    is_head,
+    n_available_outputs,
+    outputs,
+    require_shape,
+)
 
 SHAPES = json.loads((DATA / "network_shapes.json").read_text())
 ORACLE = np.load(DATA / "core_oracle.npz")
@@ -236,3 +244,33 @@ def test_a_custom_network_may_be_supervised():
     found = outputs(network, wave(1, 1, 8, 8, 8), 2)
     assert isinstance(found, list)
     assert [tuple(output.shape) for output in found] == [(1, 2, 8, 8, 8), (1, 2, 8, 8, 4)]
+
+
+# what the loop asks of a network
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 4, 6, 8, 8), (2, 5, 8, 8, 8), (1, 4, 8, 8, 8), (4, 2, 8, 8, 8)])
+def test_logits_of_another_shape_are_refused_with_both(shape):
+    with pytest.raises(SegpipeError) as error:
+        require_shape(torch.zeros(shape), torch.zeros(2, 8, 8, 8), 4)
+    assert f"found:    logits of shape {shape}" in str(error.value)
+    assert "expected: (2, 4, 8, 8, 8), classes and then the shape of the patch" in str(error.value)
+
+
+def test_logits_that_fit_are_taken():
+    require_shape(torch.zeros(2, 4, 8, 7, 6), torch.zeros(2, 8, 7, 6), 4)
+    require_shape(torch.zeros(3, 2, 7, 6), torch.zeros(3, 7, 6), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("decoder.seg_layers.0.weight", True),
+        ("seg_layers.1.bias", True),
+        ("decoder.my_seg_layers.0.weight", False),
+        ("decoder.seg_layers_2.weight", False),
+        ("encoder.stages.0.0.convs.0.conv.weight", False),
+    ],
+)
+def test_heads_are_known_by_their_module(name, expected):
+    assert is_head(name) == expected

@@ -3,6 +3,9 @@
 import pytest
 from tiny import params
 
+from segpipe.errors import SegpipeError
+from segpipe.training import selection
+from segpipe.training.schedule import Length
 from segpipe.training.selection import best_epoch, columns, stopped, with_running_means
 
 CLASSES = ["liver", "tumour"]
@@ -189,3 +192,24 @@ def test_what_is_told_of_the_end():
         "reason": "dice_liver is 0.75, at its best 0.75 in epoch 2; no better by 0.125 for 2 epochs (patience 2)",
     }
     assert stopped([], early(2)) is None
+    row = stopped(rows_of(val_loss=[0.123456, 0.2]), early(1, "val_loss"))
+    assert row is not None
+    assert row["reason"] == "val_loss is 0.2, at its best 0.1235 in epoch 1; no better by 0 for 1 epochs (patience 1)"
+
+
+# whole cases that would never be validated
+
+
+@pytest.mark.parametrize(("every", "fits"), [(None, True), (1, True), (3, True), (4, False), (100, False)])
+@pytest.mark.parametrize("total", [15, 11])  # the third epoch may be short
+def test_more_epochs_between_whole_cases_than_there_are_is_refused(every, fits, total):
+    settings = train(full_validation__every=every)
+    if fits:
+        selection.check_full_validation(settings, Length(5, total))
+    else:
+        with pytest.raises(SegpipeError) as error:
+            selection.check_full_validation(settings, Length(5, total))
+        text = str(error.value)
+        assert "params.yaml: train.full_validation.every" in text
+        assert f"found:    {every}" in text
+        assert "at most 3, the epochs of the training" in text
