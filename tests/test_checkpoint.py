@@ -3,10 +3,13 @@
 import contextlib
 import os
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from segpipe.errors import SegpipeError
 from segpipe.training import checkpoint
 
 
@@ -16,7 +19,7 @@ def equal(one, two):
 
 def test_what_is_saved_is_loaded(tmp_path):
     content = {"weight": torch.arange(4.0), "rows": [{"epoch": 1, "dice": 0.1 + 0.2, "none": None}], "pair": (1, "a")}
-    checkpoint.save(tmp_path / "a.pth", content)
+    checkpoint.save(tmp_path / "a.pth", checkpoint.snapshot(content))
     loaded = checkpoint.load(tmp_path / "a.pth")
     assert equal(loaded, content)
     assert loaded["rows"] == content["rows"]  # floats to their last bit
@@ -31,8 +34,8 @@ def test_equal_contents_are_equal_files_wherever_and_from_whatever_objects(tmp_p
     assert shared is not other
     one = {"rows": [{shared: 1.0}, {shared: 2.0}], "name": shared, "weight": torch.arange(3.0)}
     two = {"rows": [{shared: 1.0}, {other: 2.0}], "name": other, "weight": torch.arange(6.0)[:3].clone()}
-    checkpoint.save(tmp_path / "one.pth", one)
-    checkpoint.save(tmp_path / "elsewhere/another_name.pth", two)
+    checkpoint.save(tmp_path / "one.pth", checkpoint.snapshot(one))
+    checkpoint.save(tmp_path / "elsewhere/another_name.pth", checkpoint.snapshot(two))
     assert (tmp_path / "one.pth").read_bytes() == (tmp_path / "elsewhere/another_name.pth").read_bytes()
 
 
@@ -45,6 +48,20 @@ def test_a_checkpoint_executes_nothing(tmp_path):
     with pytest.raises(Exception, match=r"[Ww]eights"):
         checkpoint.load(tmp_path / "evil.pth")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(0.5), np.float32(0.5), Path("a"), {1, 2}, torch.float32],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("where", [lambda value: value, lambda value: [{"a": (value,)}], lambda value: {"a": [value]}])
+def test_what_could_not_be_loaded_again_is_refused_when_it_is_saved(tmp_path, value, where):
+    writer = checkpoint.Writer()
+    with pytest.raises(SegpipeError, match=r"(?s)could not be read again.*of type .*convert it: float"):
+        writer.save(tmp_path / "a.pth", {"row": where(value)})
+    writer.finish()
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes_name_the_checkpoints_of_a_folder_and_nothing_else(tmp_path):
@@ -96,6 +113,28 @@ def test_files_are_saved_in_the_order_given(tmp_path, gate):
     assert [name for name, _ in gate.saved] == names
 
 
+def test_a_file_is_renamed_after_what_was_given_before_and_where_it_is_absent_nothing_happens(tmp_path, gate):
+    writer = checkpoint.Writer()
+    writer.save(tmp_path / "new.pth", {"weight": torch.ones(2)})
+    writer.rename(tmp_path / "new.pth", tmp_path / "best.pth")
+    assert not list(tmp_path.iterdir())
+    gate.set()
+    writer.rename(tmp_path / "new.pth", tmp_path / "best.pth")
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
+
+
+def test_nothing_is_renamed_after_a_failed_save(tmp_path, gate):
+    gate.set()
+    (tmp_path / "new.pth").touch()
+    writer = checkpoint.Writer()
+    writer.save(tmp_path / "broken.pth", {"weight": torch.ones(2)})
+    writer.rename(tmp_path / "new.pth", tmp_path / "best.pth")
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["new.pth"]
+
+
 def test_at_most_one_checkpoint_waits_while_another_is_written(tmp_path, gate):
     writer, third = checkpoint.Writer(), threading.Event()
 
@@ -136,7 +175,7 @@ def test_what_changes_after_a_save_is_not_in_the_file(tmp_path, gate):
 def test_a_parameter_is_saved_without_its_graph(tmp_path):
     parameter = torch.nn.Parameter(torch.ones(2))
     assert not checkpoint.snapshot(parameter).requires_grad
-    checkpoint.save(tmp_path / "a.pth", {"weight": parameter * 2})
+    checkpoint.save(tmp_path / "a.pth", checkpoint.snapshot({"weight": parameter * 2}))
     assert not checkpoint.load(tmp_path / "a.pth")["weight"].requires_grad
 
 

@@ -9,6 +9,7 @@ from tiny import params
 
 from segpipe import digest
 from segpipe.data import splits
+from segpipe.params import section
 from segpipe.training import checkpoint, curves, job, loop
 from segpipe.training.identity import identify
 
@@ -16,15 +17,20 @@ pytest_plugins = ["phantom_fixtures"]
 
 SHORT, LONG = 3, 5
 EMA = {"train__ema": {"decay": 0.9, "ramp_steps": 0}, "train__iterations_per_epoch": 2}
-# the first epoch, or the last one, is the best: the loss falls
-FIRST_IS_BEST = {"train__best": {"fitness": {"val_loss": 1.0}, "smoothing": 0.0}, **EMA}
+FIRST_IS_BEST = {"train__best": {"fitness": {"dice_mean": 1.0}, "smoothing": 0.0}, **EMA}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curves, "draw", victims.draw)
+        patch.setattr(loop, "evaluate", worse_and_worse)
         yield
+
+
+def worse_and_worse(training, between, evaluate=loop.evaluate):
+    """The first epoch is the best."""
+    return {**evaluate(training, between), "dice_mean": 1 / (len(training.rows) + 1)}
 
 
 def settings(epochs, on_extend="continue", **changes):
@@ -171,7 +177,7 @@ def test_the_rate_is_that_of_the_longer_training(prepared, extended):
 def test_what_it_continues_is_in_its_digest_and_in_its_checkpoints(prepared, extended):
     first, scratch = (identity_of(prepared, extended, n, on_extend="restart") for n in (SHORT, LONG))
     identity = identity_of(prepared, extended, LONG)
-    lineage = [{"settings": first.settings, "total_steps": 6}]
+    lineage = [{"digest": first.digest, "settings": first.settings, "steps": 6}]
     assert identity.lineage == lineage
     assert identity.digest not in (first.digest, scratch.digest)
     assert identity.settings not in (first.settings, scratch.settings)
@@ -179,10 +185,15 @@ def test_what_it_continues_is_in_its_digest_and_in_its_checkpoints(prepared, ext
     assert record == {
         "settings": identity.settings,
         "digest": identity.digest,
+        "base": scratch.digest,
         "but_length": first.but_length,
         "total_steps": 10,
+        "parent": first.digest,
         "lineage": lineage,
+        "steps": 10,
+        "train": section(settings(LONG), "train"),
     }
+    assert identity.base == scratch.base == scratch.digest
     for name in ("final", "best"):
         content = checkpoint.load(extended / f"checkpoint_{name}.pth")
         assert content["facts"]["continued_from"] == lineage
@@ -248,7 +259,10 @@ def test_a_training_can_be_continued_twice(prepared, extended, tmp_path, monkeyp
     train(prepared, out, LONG + 1)
     assert steps == [10, 11]  # from the longest one
     lineage = checkpoint.load(out / "checkpoint_final.pth")["facts"]["continued_from"]
-    assert [training["total_steps"] for training in lineage] == [6, 10]
+    assert [training["steps"] for training in lineage] == [6, 10]
+    assert [training["digest"] for training in lineage] == [
+        identity_of(prepared, extended, n).digest for n in (SHORT, LONG)
+    ]
     assert lineage[1]["settings"] == identity_of(prepared, extended, LONG).settings
     assert checkpoint.load(out / "checkpoint_best.pth")["epoch"] == 1
 
@@ -263,6 +277,7 @@ def test_an_early_stopped_training_that_is_continued_stays_stopped(prepared, tmp
     content = checkpoint.load(tmp_path / "checkpoint_final.pth")
     assert content["facts"]["stopped_early"]["epoch"] == 2
     assert content["facts"]["planned_steps"] == 10
+    assert [training["steps"] for training in content["facts"]["continued_from"]] == [4]  # done, of 6 planned
     assert all(torch.equal(weights[name], content["network"][name]) for name in weights)
 
 
@@ -295,12 +310,38 @@ def test_the_same_or_a_shorter_length_is_no_extension(prepared, out):
         assert identity == identity_of(prepared, out, epochs, on_extend="restart")
 
 
-@pytest.mark.parametrize("missing", ["final.pth", "latest.pth", "identity.json"])
-def test_an_unfinished_training_is_no_parent(prepared, out, missing):
+@pytest.mark.parametrize("missing", ["latest.pth", "identity.json"])
+def test_a_training_without_what_is_needed_to_go_on_is_no_parent(prepared, out, missing):
     state = out / "state" / identity_of(prepared, out, SHORT).digest
-    assert identity_of(prepared, out, LONG).parent == state
+    assert identity_of(prepared, out, LONG).parent == state.name
     (state / missing).unlink()
     assert identity_of(prepared, out, LONG).parent is None
+
+
+def test_an_unfinished_training_is_no_parent(prepared, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "train_step", stop_at(4))
+        train(prepared, tmp_path, SHORT)
+    assert list(tmp_path.glob("state/*/latest.pth"))
+    monkeypatch.setattr(loop, "train_step", stop_at(0))
+    with pytest.raises(Interrupted):
+        train(prepared, tmp_path, LONG)
+    assert identity_of(prepared, tmp_path, LONG).lineage == []
+    assert "starts from the beginning: no finished, shorter training differs in its length alone (cpu" in caplog.text
+
+
+def test_a_training_that_ended_without_checkpoints_is_no_parent(prepared, tmp_path, monkeypatch):
+    """Of an earlier attempt there is a `latest`, which is not its end."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "train_step", stop_at(4))
+        train(prepared, tmp_path, SHORT)
+    (latest,) = tmp_path.glob("state/*/latest.pth")
+    assert checkpoint.load(latest)["epoch"] == 2
+    train(prepared, tmp_path, SHORT, runtime__disable_checkpointing=True)
+    assert checkpoint.load(tmp_path / "checkpoint_final.pth")["epoch"] == SHORT
+    assert not latest.exists()
+    assert identity_of(prepared, tmp_path, LONG).parent is None
 
 
 @pytest.mark.parametrize("changes", [{"train__seed": 1}, {"train__iterations_per_epoch": 1}, {"fold": "1"}])
@@ -308,23 +349,63 @@ def test_a_training_with_other_settings_is_no_parent(prepared, out, changes):
     assert identity_of(prepared, out, LONG, **changes).parent is None
 
 
-def test_a_training_from_the_start_of_that_length_is_never_turned_into_an_extension(prepared, out, monkeypatch):
-    """It was begun with restart; with continue it goes on as what it is."""
+def test_a_training_from_the_start_that_was_only_begun_gives_way_to_the_extension(prepared, out, extended, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(loop, "train_step", stop_at(3))
         train(prepared, out, LONG, on_extend="restart")
-    assert identity_of(prepared, out, LONG) == identity_of(prepared, out, LONG, on_extend="restart")
-    steps = []
-    monkeypatch.setattr(loop, "train_step", lambda training, step, _: steps.append(step) or stop_at(step)(0, step, 0))
-    with pytest.raises(Interrupted):
+    begun = out / "state" / identity_of(prepared, out, LONG, on_extend="restart").digest
+    before = files(begun)
+    assert begun / "latest.pth" in begun.iterdir()
+    steps = steps_of(monkeypatch)
+    train(prepared, out, LONG)
+    assert steps == [6, 7, 8, 9]
+    assert published(out) == published(extended)
+    assert files(begun) == before
+
+
+def test_a_finished_training_from_the_start_is_not_computed_again_as_an_extension(prepared, out, monkeypatch):
+    train(prepared, out, SHORT + 1, on_extend="restart")
+    before = published(out)
+    monkeypatch.setattr(loop, "train_step", None)
+    train(prepared, out, SHORT + 1)
+    assert published(out) == before
+
+
+@pytest.mark.parametrize("step", [6, 8], ids=["before its first epoch", "after its first epoch"])
+def test_a_continuation_keeps_its_parent_when_another_training_ends(prepared, out, extended, monkeypatch, step):
+    """It would start again, from the other one."""
+    before = identity_of(prepared, out, LONG)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "train_step", stop_at(step))
         train(prepared, out, LONG)
-    assert steps == [2]
+    train(prepared, out, SHORT + 1, on_extend="restart")
+    assert identity_of(prepared, out, LONG) == before
+    (other,) = {state.name for state in (out / "state").glob("*/")} - {before.digest, before.parent}
+    assert identity_of(prepared, out, LONG + 1).parent == other  # which is longer
+    steps = steps_of(monkeypatch)
+    train(prepared, out, LONG)
+    assert steps == list(range(step, 10))
+    assert published(out) == published(extended)
+
+
+@pytest.mark.parametrize("disabled", [False, True], ids=["", "without checkpoints"])
+def test_a_finished_continuation_outlives_its_parent(prepared, out, monkeypatch, disabled):
+    train(prepared, out, LONG, runtime__disable_checkpointing=disabled)
+    before = published(out)
+    shutil.rmtree(out / "state" / identity_of(prepared, out, SHORT).digest)
+    monkeypatch.setattr(loop, "train_step", None)
+    train(prepared, out, LONG)
+    assert published(out) == before
+
+
+def test_a_continuation_that_has_nothing_left_to_go_on_from_looks_for_another_parent(prepared, out, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "train_step", stop_at(6))
+        train(prepared, out, LONG)
+    (out / "state" / identity_of(prepared, out, SHORT).digest / "latest.pth").unlink()
+    assert identity_of(prepared, out, LONG).parent is None
 
 
 def test_of_two_finished_trainings_the_longer_one_is_continued(prepared, extended):
-    assert identity_of(prepared, extended, LONG + 1).parent == extended / "state" / (
-        identity_of(prepared, extended, LONG).digest
-    )
-    assert identity_of(prepared, extended, LONG - 1).parent == extended / "state" / (
-        identity_of(prepared, extended, SHORT).digest
-    )
+    for epochs, parent in ((LONG + 1, LONG), (LONG - 1, SHORT)):
+        assert identity_of(prepared, extended, epochs).parent == identity_of(prepared, extended, parent).digest

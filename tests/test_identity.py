@@ -213,11 +213,16 @@ def test_identity_follows_the_content_of_pretrained_weights(of, tmp_path):
     assert found[0] == found[1] != found[2]
 
 
-def test_absent_pretrained_weights_are_named(of, tmp_path):
-    with pytest.raises(SegpipeError, match=r"train\.pretrained_weights\n.*absent\.pth: no such file"):
-        of(train__pretrained_weights=str(tmp_path / "absent.pth"))
-    with pytest.raises(SegpipeError, match="no such file"):
-        of(train__pretrained_weights=str(tmp_path))  # a folder
+def test_where_pretrained_weights_lie_and_what_they_are_called_does_not_count(of, tmp_path):
+    path, moved = tmp_path / "weights.pth", tmp_path / "elsewhere/renamed.pth"
+    path.write_bytes(b"weights")
+    before = of(train__pretrained_weights=str(path))
+    moved.parent.mkdir()
+    path.rename(moved)
+    assert of(train__pretrained_weights=str(moved)) == before
+    assert before.digest != of().digest
+    moved.write_bytes(b"others!")
+    assert of(train__pretrained_weights=str(moved)).digest != before.digest
 
 
 def test_an_absent_plugin_is_named(of):
@@ -226,10 +231,10 @@ def test_an_absent_plugin_is_named(of):
 
 
 def test_code_of_the_validation_counts_where_it_decides_what_is_best(of, monkeypatch):
-    code = {rule: f"code of {rule}" for rule in ("train", "validate")}
+    code = {rule: f"code of {rule}" for rule in ("train", "full_validation")}
     monkeypatch.setattr(digest, "of_code", code.__getitem__)
     plain, whole = of(), of(train__full_validation__every=1)
-    code["validate"] = "other code"
+    code["full_validation"] = "other code"
     assert of() == plain
     assert of(train__full_validation__every=1) != whole
     code["train"] = "other code"
@@ -242,5 +247,6 @@ def test_code_of_the_validation_counts_where_it_decides_what_is_best(of, monkeyp
 def test_every_module_that_decides_a_training_is_in_its_digest():
     """All of segpipe/training but what watches and keeps."""
     watches_and_keeps = {"__init__", "job", "identity", "model", "checkpoint", "curves", "interrupt", "divergence"}
+    watches_and_keeps |= {"check", "failures", "messages"}
     modules = {path.stem for path in (digest.PACKAGE / "training").glob("*.py")} - watches_and_keeps
     assert {f"training/{name}.py" for name in modules} == set(digest.DECIDING_MODULES["train"])

@@ -124,6 +124,20 @@ def test_the_first_signal_counts():
         assert requests.number == signal.SIGUSR1
 
 
+@pytest.mark.parametrize("first", interrupt.SIGNALS)
+def test_ctrl_c_after_any_signal_ends_at_once(first):
+    with pytest.raises(KeyboardInterrupt), interrupt.noted():
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_of_a_scheduler_never_ends_at_once():
+    with interrupt.noted() as requests:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert requests.number == signal.SIGINT
+
+
 def test_the_handlers_come_back_after_an_error():
     before = [signal.getsignal(number) for number in interrupt.SIGNALS]
     with pytest.raises(ZeroDivisionError), interrupt.noted():
@@ -149,4 +163,5 @@ def test_the_exit_status_is_that_of_a_process_ended_by_the_signal():
     """Snakemake takes the job as failed and, with --retries, starts it again; Slurm sees what it sent."""
     assert interrupt.Interrupted(signal.SIGTERM).code == 143
     assert interrupt.Interrupted(signal.SIGUSR1).code == 138
+    assert interrupt.Interrupted(signal.SIGINT).code == 130
     assert isinstance(interrupt.Interrupted(signal.SIGTERM), SystemExit)

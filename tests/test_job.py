@@ -1,7 +1,10 @@
 """A training and its files: what survives an interruption, what is saved when, what is published."""
 
+import errno
 import json
+import os
 import re
+import signal
 import time
 from types import SimpleNamespace
 
@@ -11,9 +14,11 @@ import victims
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import params
 
-from segpipe import digest
+from segpipe import device, digest
 from segpipe.data import splits
-from segpipe.training import checkpoint, curves, job, loop, selection
+from segpipe.errors import SegpipeError
+from segpipe.inference import validation
+from segpipe.training import checkpoint, curves, divergence, job, loop, selection
 from segpipe.training.identity import identify
 from segpipe.training.setup import Setup
 
@@ -82,6 +87,19 @@ def stop_before_saving(monkeypatch, name, number):
     monkeypatch.setattr(checkpoint, "save", stop)
 
 
+def stop_before_renaming(monkeypatch, number):
+    """Raise instead of making a new best the best for the n-th time."""
+    rename, counts = checkpoint._rename, []
+
+    def stop(path, target):
+        counts.append(path.name)
+        if len(counts) == number:
+            raise Interrupted
+        rename(path, target)
+
+    monkeypatch.setattr(checkpoint, "_rename", stop)
+
+
 def stop_drawing(monkeypatch):
     def stop(*_):
         raise Interrupted
@@ -94,11 +112,12 @@ INTERRUPTIONS = {
     "between two epochs": (lambda m: stop_when(m, lambda t: t.step == 4 and not t.losses), 2),
     "within the third epoch": (lambda m: stop_when(m, lambda training: training.step == 5), 2),
     "in the second evaluation": (lambda m: stop_when(m, lambda t: t.step == 4 and len(t.losses) == 2), 4),
-    "before the best": (lambda m: stop_before_saving(m, "best.pth", 1), 4),
+    "before the best": (lambda m: stop_before_saving(m, "best_new.pth", 1), 4),
     "between best and latest": (lambda m: stop_before_saving(m, "latest.pth", 2), 4),
+    "between latest and the rename": (lambda m: stop_before_renaming(m, 2), 2),
     "before the last latest": (lambda m: stop_before_saving(m, "latest.pth", 3), 2),
     "before the picture": (stop_drawing, 0),
-    "before the finished best": (lambda m: stop_before_saving(m, "best.pth", 2), 0),
+    "before the finished best": (lambda m: stop_before_saving(m, "best.pth", 1), 0),
     "before the final file": (lambda m: stop_before_saving(m, "final.pth", 1), 0),
 }
 
@@ -175,8 +194,8 @@ def test_best_is_saved_before_latest_and_final_comes_last(prepared, tmp_path, sa
     victims.train(prepared, tmp_path)
     assert saved == [
         ("latest.pth", 1),
-        ("best.pth", 2),
-        ("latest.pth", 2),
+        ("best_new.pth", 2),
+        ("latest.pth", 2),  # only now is it renamed to best.pth
         ("latest.pth", 3),
         ("best.pth", 2),  # with what happened after it
         ("final.pth", 3),
@@ -246,9 +265,9 @@ def test_best_is_the_epoch_with_the_highest_running_mean(prepared, tmp_path, mon
 
 
 @pytest.mark.usefixtures("_no_pictures")
-def test_where_no_epoch_has_a_fitness_the_last_one_is_the_best(prepared, tmp_path, caplog):
-    fitness = {"train__best__fitness": {"case_dice_mean": 1.0}, "train__full_validation__every": 9}
-    train(prepared, tmp_path, params(**SHORT, **fitness), victims.scorer)
+def test_where_no_epoch_has_a_fitness_the_last_one_is_the_best(prepared, tmp_path, monkeypatch, caplog):
+    scripted(monkeypatch, [None, None])  # no class is in any validation patch
+    train(prepared, tmp_path, params(**SHORT))
     best, final = loaded(tmp_path)
     assert best["epoch"] == final["epoch"] == 2
     assert best["facts"]["best_epoch"] is None
@@ -323,8 +342,12 @@ def test_the_facts_say_what_happened(prepared, tmp_path):
 
 
 def test_stopping_early_is_in_both_checkpoints(undisturbed):
-    reason = "val_loss has not improved by more than 10 in 2 epochs (patience 2)"
     rows = rows_of(undisturbed)
+    last, first = (f"{float(rows[i]['val_loss']):.4g}" for i in (-1, 0))
+    reason = (
+        f"val_loss is {last}, at its best {first} in epoch 1; no better by 10 for {victims.EPOCHS - 1} epochs "
+        "(patience 2)"
+    )
     assert len(rows) == victims.EPOCHS
     for content in loaded(undisturbed):
         stop = content["facts"]["stopped_early"]
@@ -359,7 +382,7 @@ def test_best_is_there_when_it_stops_early(prepared, tmp_path, monkeypatch, capl
     assert checkpoint.load(state / "latest.pth")["epoch"] == 3
     monkeypatch.setattr(curves, "draw", victims.draw)
     victims.train(prepared, tmp_path)
-    assert "fold 0: stopped early after epoch 3: val_loss has not improved" in caplog.text
+    assert "fold 0: stopped early after epoch 3: val_loss is " in caplog.text
 
 
 # ---- what else is called ---------------------------------------------------------------------------------------------
@@ -462,7 +485,9 @@ def test_times_and_messages_are_kept_beside_the_results(prepared, undisturbed, t
     caplog.set_level("INFO")
     state = train(prepared, tmp_path, params(**SHORT))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "state"])
-    assert len((state / "timings.csv").read_text().splitlines()) == 2
+    header, *times = (state / "timings.csv").read_text().splitlines()
+    assert header == "epoch,seconds_per_step,finished_at"
+    assert [line.split(",")[0] for line in times] == ["1", "2"]
     run = digest.read_json(state / "run.json")
     assert run["device"] == "cpu"
     assert run["precision"] == "float32"
@@ -470,10 +495,11 @@ def test_times_and_messages_are_kept_beside_the_results(prepared, undisturbed, t
     assert run["resumed_after_epoch"] == run["resumed_after_step"] == 0
     assert run["runtime"]["prefetch"] == 4
     log = (state / "train.log").read_text()
-    assert re.search(rf"^training 3d_fullres fold 0: starts \(cpu, float32, digest {state.name}\)$", log, re.M)
+    at = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+    assert re.search(rf"{at}training 3d_fullres fold 0: starts \(cpu, float32, digest {state.name}\)$", log, re.M)
     assert re.search(
-        r"^epoch 2/2  loss [0-9.-]+  val [0-9.-]+  dice liver \S+ kidneys \S+ vessel \S+  ema \S+  lr \S+  \S+ s/it  "
-        r"left 0:00:00$",
+        rf"{at}epoch 2/2  loss [0-9.-]+  val [0-9.-]+  dice liver \S+ kidneys \S+ vessel \S+  ema \S+  lr \S+  "
+        r"\S+ s/it  left 0:00:00$",
         log,
         re.M,
     )
@@ -575,8 +601,6 @@ def test_the_loss_falls(prepared, tmp_path):
 
 
 def test_a_training_that_diverges_leaves_its_batch_and_says_where(prepared, tmp_path, monkeypatch):
-    from segpipe.errors import SegpipeError
-
     settings, loss = params(**SHORT), loop._loss
 
     def broken(training, network, batch, elsewhere):
@@ -590,3 +614,235 @@ def test_a_training_that_diverges_leaves_its_batch_and_says_where(prepared, tmp_
     assert checkpoint.load(state / "latest.pth")["epoch"] == 1  # all that was good is kept
     assert checkpoint.load(state / "diverged.pth")["step"] == 1
     assert json.loads((state / "run.json").read_text())
+
+
+# ---- the best, where an epoch is repeated and comes out differently --------------------------------------------------
+
+
+def scripted(monkeypatch, dice):
+    """Evaluate to these numbers, one per epoch; the weights of each epoch that was evaluated."""
+    weights = {}
+
+    def evaluate(training, between):
+        epoch = len(training.rows) + 1
+        weights[epoch] = {key: value.clone() for key, value in training.network.state_dict().items()}
+        return {"val_loss": 0.0, "dice_mean": dice[epoch - 1], **{f"dice_{name}": 0.5 for name in CLASSES}}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    return weights
+
+
+REPEATED = {
+    # every, what stops it, Dice of the first attempt, Dice of the rerun, best, epochs that the rerun computes
+    "every epoch, between best_new and latest": (
+        (1, lambda m: stop_before_saving(m, "latest.pth", 3)),
+        ([0.2, 0.1, 0.9, 0.1], [None, None, 0.15, 0.1]),
+        (1, [3, 4]),
+    ),
+    "every epoch, between latest and the rename": (
+        (1, lambda m: stop_before_renaming(m, 3)),
+        ([0.2, 0.1, 0.9, 0.1], [None, None, None, 0.1]),
+        (3, [4]),
+    ),
+    "every third, between best_new and latest": (
+        (3, lambda m: stop_before_saving(m, "latest.pth", 2)),
+        ([0.1, 0.2, 0.1, 0.9, 0.1, 0.1, 0.1], [None, None, None, 0.1, 0.15, 0.1, 0.1]),
+        (2, [4, 5, 6, 7]),
+    ),
+    "every third, before any latest": (
+        (3, lambda m: stop_before_saving(m, "latest.pth", 1)),
+        ([0.1, 0.9, 0.1, 0.1], [0.1, 0.2, 0.3, 0.1]),
+        (3, [1, 2, 3, 4]),
+    ),
+    "every third, between latest and the rename": (
+        (3, lambda m: stop_before_renaming(m, 2)),
+        ([0.1, 0.2, 0.1, 0.9, 0.1, 0.1, 0.1], [None] * 6 + [0.1]),
+        (4, [7]),
+    ),
+}
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("checkpoints", [True, False], ids=["", "then without checkpoints"])
+@pytest.mark.parametrize("case", REPEATED)
+def test_the_best_is_an_epoch_that_metrics_csv_has(prepared, tmp_path, monkeypatch, case, checkpoints):
+    """As on a GPU, where an epoch that is computed twice is not the same epoch."""
+    (every, stop), (first, second), (best_epoch, computed) = REPEATED[case]
+    changes = {**SHORT, "train__epochs": len(first), "train__best__smoothing": 0.0, "runtime__checkpoint_every": every}
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop(patch)
+        lost = scripted(patch, first)
+        train(prepared, tmp_path, params(**changes))
+    weights = scripted(monkeypatch, second)
+    train(prepared, tmp_path, params(**changes, runtime__disable_checkpointing=not checkpoints))
+    assert list(weights) == computed
+    best, final = loaded(tmp_path)
+    rows = rows_of(tmp_path)
+    assert best["epoch"] == best["facts"]["best_epoch"] == final["facts"]["best_epoch"] == best_epoch
+    assert {name: f"{best['row'][name]:.6g}" for name in rows[0]} == rows[best_epoch - 1]
+    assert float(rows[best_epoch - 1]["dice_mean"]) == max(float(row["dice_mean"]) for row in rows)
+    expected = {**lost, **weights}[best_epoch]
+    assert all(torch.equal(best["network"][key], expected[key]) for key in expected)
+    assert not list(tmp_path.rglob("best_new.pth"))
+
+
+# ---- signals and failures --------------------------------------------------------------------------------------------
+
+
+def on_a_device(monkeypatch):
+    """Look at the losses as seldom as on a GPU."""
+    check = divergence.check
+
+    class Pretended:
+        device = SimpleNamespace(type="cuda")
+
+        def __init__(self, training):
+            self.training = training
+
+        def __getattr__(self, name):
+            return getattr(self.training, name)
+
+    monkeypatch.setattr(divergence, "check", lambda training, *rest: check(Pretended(training), *rest))
+
+
+def broken_at(monkeypatch, step):
+    loss = loop._loss
+
+    def broken(training, network, batch, elsewhere):
+        value, *rest = loss(training, network, batch, elsewhere)
+        return (value * float("nan") if training.step == step and network.training else value), *rest
+
+    monkeypatch.setattr(loop, "_loss", broken)
+
+
+LONG_EPOCHS = {**SHORT, "train__iterations_per_epoch": 4}
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_signal_never_saves_what_has_diverged(prepared, tmp_path, monkeypatch):
+    """On a device the step that diverged may not have been looked at yet."""
+    on_a_device(monkeypatch)
+    broken_at(monkeypatch, 5)
+    saved = []
+    after_step(monkeypatch, 4, lambda: saved.extend(path.read_bytes() for path in tmp_path.rglob("latest.pth")))
+    after_step(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SegpipeError, match="epoch 2, step 5"):
+        train(prepared, tmp_path, params(**LONG_EPOCHS))
+    (latest,) = tmp_path.rglob("latest.pth")
+    assert checkpoint.load(latest)["step"] == 4
+    assert all(value.isfinite().all() for value in checkpoint.load(latest)["network"].values())
+    assert checkpoint.load(latest.with_name("diverged.pth"))["step"] == 5
+    assert "SIGTERM, saved" not in latest.with_name("train.log").read_text()
+
+
+def after_step(monkeypatch, step, do):
+    train_step = loop.train_step
+
+    def wrapped(training, number, batches):
+        result = train_step(training, number, batches)
+        if number == step:
+            do()
+        return result
+
+    monkeypatch.setattr(loop, "train_step", wrapped)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_ctrl_c_twice_ends_at_once_and_saves_nothing(prepared, tmp_path, monkeypatch):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    after_step(monkeypatch, 5, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path, params(**LONG_EPOCHS))
+    (latest,) = tmp_path.rglob("latest.pth")
+    assert checkpoint.load(latest)["step"] == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_log_says_why_a_training_ended(prepared, tmp_path, monkeypatch):
+    broken_at(monkeypatch, 0)
+    with pytest.raises(SegpipeError) as raised:
+        train(prepared, tmp_path, params(**SHORT))
+    log = next(tmp_path.rglob("train.log"))
+    assert f"SegpipeError: {raised.value}" in log.read_text()
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "fit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(prepared, tmp_path, params(**SHORT))
+    assert log.read_text().endswith("ZeroDivisionError: division by zero\n")
+    assert "the training diverged" in log.read_text()  # appended
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("name", ["best_new.pth", "latest.pth", "final.pth"])
+def test_a_full_disk_is_one_message_with_where_and_cure(prepared, tmp_path, monkeypatch, name):
+    save = checkpoint.save
+
+    def full(path, content):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(SegpipeError) as raised:
+        patch.setattr(checkpoint, "save", full)
+        train(prepared, tmp_path, params(**SHORT))
+    said = str(raised.value)
+    assert re.search(rf"where: +{tmp_path}.*/{name}\n +found: +No space left on device\n", said)
+    assert "make room, then give the same command again" in said
+    assert said in next(tmp_path.rglob("train.log")).read_text()
+    train(prepared, tmp_path, params(**SHORT))  # as it says
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "state"}
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_too_small_a_device_is_named_with_what_needs_less(prepared, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB. GPU 0 has")
+
+    monkeypatch.setattr(loop, "train_step", full)
+    with pytest.raises(SegpipeError) as raised:
+        train(prepared, tmp_path, params(**SHORT))
+    said = str(raised.value)
+    assert "batches of 2 patches of [16, 16, 16] voxels" in said
+    assert "found:    CUDA out of memory\n" in said
+    assert "lower plan.gpu_memory_gb" in said
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("other", [True, False])
+def test_another_precision_than_before_is_warned_of(prepared, tmp_path, monkeypatch, caplog, other):
+    settings = params(**{**SHORT, "train__epochs": 3}, train__precision="auto")
+    monkeypatch.setattr(device, "precision", lambda *_: torch.float32)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_when(patch, lambda training: training.step == 2 and not training.losses)
+        train(prepared, tmp_path, settings)
+    if other:
+        monkeypatch.setattr(device, "precision", lambda *_: torch.bfloat16)
+    train(prepared, tmp_path, settings)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    text = "goes on in bfloat16 what was begun in float32; train.precision would fix it"
+    assert [message.partition(": ")[2] for message in warned] == [text] * other
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_of_pretrained_weights_only_the_name_is_kept(prepared, trained, tmp_path):
+    """Where files lie is no result."""
+    path = tmp_path / "somewhere/weights.pth"
+    path.parent.mkdir()
+    path.write_bytes((trained / "fold_0/checkpoint_final.pth").read_bytes())
+    out = tmp_path / "out"
+    settings = params(**SHORT, train__pretrained_weights=str(path))
+    train(prepared, out, settings)
+    for content in loaded(out):
+        assert content["settings"]["pretrained_weights"] == content["facts"]["pretrained"]["file"] == "weights.pth"
+    for name in ("best", "final"):
+        assert b"somewhere" not in (out / f"checkpoint_{name}.pth").read_bytes()
+    validation.validate(
+        prepared.store, prepared.splits, "0", out / "checkpoint_final.pth", tmp_path / "validation", settings
+    )
+    summary = (tmp_path / "validation/summary.json").read_text()
+    assert "somewhere" not in summary
+    assert '"weights.pth"' in summary

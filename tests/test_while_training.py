@@ -315,3 +315,9 @@ def test_validate_by_hand_takes_any_checkpoint(finished: Project, tmp_path: Path
     refused = run([*command, "--out", f"{fold}/validation_final"], tmp_path, ok=False)
     assert "belongs to another checkpoint" in refused
     assert "Traceback" not in refused
+
+
+@pytest.mark.usefixtures("state")
+def test_pretrained_weights_that_are_gone_are_named():
+    with pytest.raises(SegpipeError, match=r"train\.pretrained_weights\n.*absent\.pth: no such file"):
+        validate(train__pretrained_weights="absent.pth")

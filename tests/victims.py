@@ -133,7 +133,7 @@ class Victim:
     changes: dict[str, object] = field(default_factory=dict)
 
 
-TERM, USR1, KILL = signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL
+TERM, USR1, INT, KILL = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL
 AGAIN = STEPS * (EPOCHS - 1)  # where the checkpoint of the first epoch is the last one
 VICTIMS = {
     "killed within an epoch": Victim(KILL, within_an_epoch, AGAIN, "continues after epoch 1 ("),
@@ -141,6 +141,7 @@ VICTIMS = {
     "killed while it writes latest": Victim(KILL, while_latest_is_written, AGAIN, "continues after epoch 1 ("),
     "SIGTERM within an epoch": Victim(TERM, within_an_epoch, AGAIN - 1, "after epoch 1 and 1 steps ("),
     "SIGUSR1 within an epoch": Victim(USR1, within_an_epoch, AGAIN - 1, "after epoch 1 and 1 steps ("),
+    "SIGINT within an epoch": Victim(INT, within_an_epoch, AGAIN - 1, "after epoch 1 and 1 steps ("),
     "SIGTERM twice": Victim(TERM, twice, AGAIN - 1, "after epoch 1 and 1 steps ("),
     "SIGTERM in an evaluation": Victim(TERM, in_an_evaluation, AGAIN - STEPS, "after epoch 1 and 2 steps ("),
     "SIGTERM between whole cases": Victim(TERM, between_whole_cases, AGAIN - STEPS, "after epoch 1 and 2 steps ("),
@@ -162,6 +163,7 @@ def main(root: Path, out: Path) -> None:
     opened = store.ensure(cases, prepared / "plan.json", manifest, settings.runtime)
     logging.basicConfig(level=logging.INFO)
     torch.use_deterministic_algorithms(False)  # imports for seconds what each training imports
+    before = {number: signal.getsignal(number) for number in (TERM, USR1, INT)}
     statuses = {}
     for name, victim in VICTIMS.items():
         pid = os.fork()
@@ -172,7 +174,7 @@ def main(root: Path, out: Path) -> None:
                 train(Prepared(root, opened, prepared / "splits.json"), out / folder_of(name), **victim.changes)
             except SystemExit as end:
                 # the handlers of before are back, which end a process
-                restored = all(signal.getsignal(n) == signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGUSR1))
+                restored = all(signal.getsignal(n) == handler for n, handler in before.items())
                 status = end.code if restored else 3
             except BaseException:
                 traceback.print_exc()

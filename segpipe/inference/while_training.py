@@ -15,6 +15,7 @@ from segpipe.inference.predict import predict_dataset
 from segpipe.params import Params
 from segpipe.prepare import store
 from segpipe.prepare.store import Store
+from segpipe.training import check
 from segpipe.training.identity import identify
 
 # Checkpoint to what its results are called: validation_best belongs to the workflow.
@@ -74,6 +75,7 @@ def _find(configuration: str, fold: str, checkpoint: str, params: Params) -> _Tr
         if not path.exists():
             raise _nothing_yet(path, "no such file: the dataset is not prepared yet", results)
     opened = store.ensure(Cases.read(prepared / "cases.json", params.dataset), plan, manifest, params.runtime)
+    check.check(params, opened.cases.labels)
     states = results / "state"
     state = states / identify(opened, splits.read(splits_file, fold), params, states).digest
     found = state / f"{checkpoint}.pth"

@@ -50,7 +50,7 @@ def identify(store: Store, fold: Fold, params: Params, states: Path) -> Identity
 
     states : the folder that keeps the states of a fold's trainings, where `train.on_extend: continue` looks for the
         longest finished training that differs in nothing but its length
-    Raises SegpipeError where a file or a module that the settings name is absent.
+    Raises SegpipeError where a module that the settings name is absent; `check` has seen to the files.
     """
     # the weights count by their bytes, not by where they lie
     left_out = ("on_extend", "pretrained_weights")
@@ -84,8 +84,10 @@ def shorter(identity: Identity, states: Path) -> dict[str, Any] | None:
 def _begun(identity: Identity, states: Path) -> Identity | None:
     """The continuation of these settings that was begun before, whatever other trainings have ended since."""
     for record in _records(states):
-        begun = [states / name / "latest.pth" for name in (record["digest"], record["parent"]) if name]
-        if record["base"] == identity.base and record["parent"] and any(path.exists() for path in begun):
+        if record["base"] != identity.base or record["parent"] is None:
+            continue
+        own, parent = states / record["digest"], states / record["parent"]
+        if any(path.exists() for path in (own / "latest.pth", own / "final.pth", parent / "latest.pth")):
             return replace(identity, **{key: record[key] for key in ("settings", "digest", "parent", "lineage")})
     return None
 
