@@ -14,6 +14,8 @@ import pytest
 from conftest import REPO, Project, tiny_params, wait_until
 from nibabel.nifti1 import Nifti1Image
 
+from segpipe.data import dataset
+
 FOLD_0 = "results/fold_0/summary.json"
 MODEL = "results/3d_fullres/fold_0/checkpoint_final.pth"
 LONGER = 20
@@ -43,6 +45,62 @@ def test_bad_settings_stop_before_anything_runs(fresh: Project, key: str, value:
     assert message in output
     assert "Traceback" not in output
     assert not (fresh.folder / "data").exists()
+
+
+def test_settings_that_do_not_fit_are_named_together_before_anything_is_removed(copy: Project) -> None:
+    before = contents(copy.folder)
+    copy.set("train.loss.class_weights", {"livr": 2.0})
+    copy.set("train.best.fitness", {"dice_kidney": 1.0})
+    copy.set("train.pretrained_weights", "absent.pth")
+    copy.set("train.callbacks", ["no_such_module:thing"])
+    before[Path("params.yaml")] = (copy.folder / "params.yaml").read_bytes()
+    output = copy.snakemake("--dry-run", ok=False)
+    assert "params.yaml does not fit: 4 problems" in output
+    for said in ("did you mean 'liver'?", "did you mean 'dice_kidneys'?", "absent.pth: no such file", "no such module"):
+        assert said in output
+    assert "Traceback" not in output
+    assert contents(copy.folder) == before
+
+
+def test_weights_that_the_training_replaces_are_refused(copy: Project) -> None:
+    copy.set("train.pretrained_weights", MODEL)
+    output = copy.snakemake(ok=False)
+    assert f"found:    {MODEL}\n" in output
+    assert "cure:     copy it, or name state/<digest>/final.pth beside it, which stays" in output
+    assert (copy.folder / MODEL).exists()
+    (kept,) = copy.folder.glob("results/3d_fullres/fold_0/state/*/final.pth")
+    copy.set("train.pretrained_weights", str(kept.relative_to(copy.folder)))  # as it says
+    assert copy.planned(MODEL) == {"train": 1}
+
+
+def test_an_edit_of_a_named_module_trains_again(copy: Project) -> None:
+    (copy.folder / "own.py").write_text("def note(training, row): ...\n")
+    copy.set("train.callbacks", ["own:note"])
+    copy.snakemake("--touch", MODEL)  # as if it had been trained with it
+    (copy.folder / "other.py").write_text("def note(training, row): ...\n")
+    assert copy.planned(MODEL) == {}
+    (copy.folder / "own.py").write_text("def note(training, row): return None\n")
+    assert copy.planned(MODEL) == {"train": 1}
+
+
+def test_a_malformed_dataset_json_is_explained_by_the_check(fresh: Project) -> None:
+    raw = fresh.folder / "data/raw/Dataset007_Own"
+    raw.mkdir(parents=True)
+    (raw / "dataset.json").write_text("{")
+    fresh.set("dataset", "data/raw/Dataset007_Own")
+    output = fresh.snakemake("data/preprocessed/Dataset007_Own/cases.json", ok=False)
+    assert "dataset.json is not JSON" in output[output.index("logs/check.log ends with") :]
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[]", "{}", '{"labels": []}', '{"labels": {"liver": "x"}, "channel_names": {"0": "CT"}}', "\xff"],
+)
+def test_labels_of_what_is_no_dataset_json_are_unknown(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "dataset.json").write_text(content, encoding="latin-1")
+    assert dataset.labels_of(tmp_path) is None
 
 
 def test_settings_on_the_command_line_are_refused(fresh: Project) -> None:
@@ -316,6 +374,12 @@ def assert_same_training(project: Project, other: Project) -> None:
 def trained_as(project: Project, fold: int) -> str:
     """Digest of the settings that the model behind a fold's summary was trained with."""
     return str(read_json(project.folder / f"results/fold_{fold}/summary.json")["identity"]["training"])
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files but Snakemake's own."""
+    files = (path for path in folder.rglob("*") if path.is_file() and ".snakemake" not in path.parts)
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def names(folder: Path) -> set[str]:
