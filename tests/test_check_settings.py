@@ -326,3 +326,17 @@ def test_it_imports_neither_torch_nor_the_users_module(working_directory):
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("['segpipe']\n", "")
+
+
+def test_published_weights_are_this_projects_however_they_are_named(tmp_path, monkeypatch):
+    """An absolute path names them as well; those of another project are any other file."""
+    published = "results/3d_fullres/fold_0/checkpoint_final.pth"
+    for project in ("here", "other"):
+        file = tmp_path / project / published
+        file.parent.mkdir(parents=True)
+        file.touch()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in (published, str(tmp_path / "here" / published), f"./{published}"):
+        with pytest.raises(SegpipeError, match="what this training replaces"):
+            check(params(train__pretrained_weights=path), LABELS)
+    check(params(train__pretrained_weights=f"../other/{published}"), LABELS)

@@ -12,7 +12,7 @@ from segpipe.params import Params, Train
 from segpipe.training import selection
 from segpipe.training.schedule import length
 
-PUBLISHED = r"results/[^/]+/fold_[^/]+/checkpoint_(final|best)\.pth"
+PUBLISHED = r"[^/]+/fold_[^/]+/checkpoint_(final|best)\.pth"  # in results/
 NEEDS = {"case_": "train.full_validation.every: 10", "averaged_": "train.ema.decay: 0.999"}
 
 
@@ -103,7 +103,8 @@ def _weights_problems(path: str | None) -> Iterator[str]:
     where, expected = "params.yaml: train.pretrained_weights", "a checkpoint (.pth) of segpipe or nnU-Net"
     if path is None:
         return
-    if re.search(PUBLISHED, Path(path).as_posix()) and not Path(path).is_absolute():
+    file, results = Path(path).resolve(), Path("results").resolve()
+    if file.is_relative_to(results) and re.fullmatch(PUBLISHED, file.relative_to(results).as_posix()):
         yield problem(
             "the pretrained weights are what this training replaces",
             where=where,
