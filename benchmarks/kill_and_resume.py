@@ -8,10 +8,12 @@ killed ten times before it may get to its end. Exits with 1 where a file differs
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -61,7 +63,10 @@ def main() -> None:
         prepare(folder)
         undisturbed_s = until_its_end(folder, "undisturbed")
         expected = digests(folder / "undisturbed")
-        runs = [killed(folder, i, moments.uniform(0, undisturbed_s), expected) for i in range(arguments.kills)]
+        runs: list[Run] = []
+        while len(runs) < arguments.kills:
+            run = killed(folder, f"killed_{len(runs)}", moments.uniform(0, undisturbed_s), expected)
+            runs += [run] if run else []
         again_and_again(folder, undisturbed_s / 3, arguments.kills // 2)
         survived = digests(folder / "again_and_again") == expected
     print(report(runs, undisturbed_s, survived))
@@ -102,17 +107,20 @@ def until_its_end(folder: Path, out: str) -> float:
     return time.monotonic() - begin
 
 
-def killed(folder: Path, number: int, moment_s: float, expected: dict[str, str]) -> Run:
-    """Start a training, kill it at its moment, run it again, compare."""
-    out = f"killed_{number}"
+def killed(folder: Path, out: str, moment_s: float, expected: dict[str, str]) -> Run | None:
+    """Start a training, kill it at its moment, run it again, compare; None where it had ended before its moment."""
     process = start(folder, out)
-    time.sleep(moment_s)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=moment_s)
+        shutil.rmtree(folder / out)
+        return None
     process.send_signal(signal.SIGKILL)
     process.wait()
     finished = n_finished(folder / out)
+    (state,) = (folder / out / "state").glob("*/")
+    is_whole = (state / "final.pth").exists()  # killed while it published
     until_its_end(folder, out)
-    (record,) = (folder / out / "state").glob("*/run.json")
-    resumed = json.loads(record.read_text())["resumed_after_epoch"]
+    resumed = EPOCHS if is_whole else json.loads((state / "run.json").read_text())["resumed_after_epoch"]
     return Run(moment_s, finished, resumed, finished - resumed, digests(folder / out) == expected)
 
 
@@ -152,17 +160,18 @@ def report(runs: list[Run], undisturbed_s: float, survived: bool) -> str:
         for i, run in enumerate(sorted(runs, key=lambda run: run.moment_s))
     ]
     n_equal, most = sum(run.equal for run in runs), max(run.repeated for run in runs)
+    again = statistics.median(run.repeated for run in runs)
     lines = [
         "# Killed at random moments",
         "",
-        f"`python benchmarks/kill_and_resume.py --kills {len(runs)}`: a training of {EPOCHS} epochs on the CPU, "
-        f"undisturbed {undisturbed_s:.1f} s from its first line to its end, torch {torch.__version__}. Each row is a "
-        "training of its own, ended with SIGKILL at a random moment and run again to its end.",
+        f"`python benchmarks/kill_and_resume.py --kills {len(runs)}`, torch {torch.__version__}.",
+        f"A training of {EPOCHS} epochs on the CPU, undisturbed {undisturbed_s:.1f} s from its first line to its end.",
+        "Each row is a training of its own, ended with SIGKILL at a random moment and run again to its end.",
         "",
-        f"- {n_equal} of {len(runs)}: final weights, best weights (the whole checkpoint files) and metrics.csv have the"
-        " bytes of the undisturbed training's",
-        f"- finished epochs that were computed again, per kill: at most {most}, median "
-        f"{statistics.median(run.repeated for run in runs):g}; beside them only the epoch that the kill interrupted",
+        f"- {n_equal} of {len(runs)}: final weights, best weights (the whole checkpoint files) and metrics.csv have the",
+        "  bytes of the undisturbed training's",
+        f"- finished epochs computed again: at most {most} per kill, median {again:g}; beside them only the epoch that the",
+        "  kill interrupted",
         f"- one training, killed {len(runs) // 2} times before it got to its end: {'equal' if survived else 'DIFFERS'}",
         "",
         "| kill | at, s | epochs finished | continued after epoch | computed again | files |",
