@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from segpipe import digest
 from segpipe import params as params_yaml
 from segpipe.data import check
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.params import Check, Overrides
 from segpipe.prepare import fingerprint
 from segpipe.prepare.plan import Configuration, Dataset, plan_dataset

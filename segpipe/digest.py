@@ -32,6 +32,8 @@ REPORT_BYTES = 256  # of what a lock file says
 # The modules that decide each rule's result. An edit elsewhere never redoes the rule.
 VALIDATE = (
     "data/image.py",
+    "data/labels.py",
+    "data/cases.py",
     "prepare/spacing.py",
     "prepare/resample.py",
     "training/network.py",
@@ -43,12 +45,14 @@ VALIDATE = (
 )
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
-    "check": ("data/image.py", "data/dataset.py", "data/check.py"),
-    "fingerprint": ("data/image.py", "prepare/fingerprint.py"),
+    "check": ("data/image.py", "data/labels.py", "data/dataset.py", "data/check.py"),
+    "fingerprint": ("data/image.py", "data/labels.py", "data/cases.py", "prepare/fingerprint.py"),
     "plan": ("prepare/spacing.py", "prepare/topology.py", "prepare/plan.py"),
     "splits": ("data/splits.py",),
     "preprocess": (
         "data/image.py",
+        "data/labels.py",
+        "data/cases.py",
         "prepare/fingerprint.py",
         "prepare/spacing.py",
         "prepare/normalise.py",
@@ -75,6 +79,8 @@ DECIDING_MODULES = {
     "validate": VALIDATE,
     "ensemble": (
         "data/image.py",
+        "data/labels.py",
+        "data/cases.py",
         "inference/export.py",
         "inference/ensemble.py",
         "evaluation/metrics.py",
@@ -83,6 +89,8 @@ DECIDING_MODULES = {
     "crossval": ("evaluation/summary.py", "evaluation/crossval.py"),
     "predict": (
         "data/image.py",
+        "data/labels.py",
+        "data/cases.py",
         "prepare/fingerprint.py",
         "prepare/spacing.py",
         "prepare/normalise.py",

@@ -12,7 +12,7 @@ from volumes import nifti, nnunet_dataset, numbered
 
 from segpipe import digest
 from segpipe.data import check
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.params import Check
 from segpipe.prepare import fingerprint
 from segpipe.prepare.fingerprint import bounding_box, channel_statistics, nonzero_mask

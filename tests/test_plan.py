@@ -11,7 +11,7 @@ import yaml
 from volumes import REPO
 
 from segpipe import digest
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
 from segpipe.params import Overrides, Params
 from segpipe.prepare import plan

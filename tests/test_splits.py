@@ -7,7 +7,7 @@ from sklearn.model_selection import KFold
 
 from segpipe import digest
 from segpipe.data import splits
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
 from segpipe.params import Splits
 

@@ -11,7 +11,7 @@ from volumes import image_array, label_array, nifti, nnunet_dataset
 
 from segpipe import digest
 from segpipe.data import check
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
 from segpipe.params import Check
 from segpipe.prepare import store

@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from segpipe.data import check, phantoms, splits
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.params import Params
 from segpipe.prepare import fingerprint, plan, store
 from segpipe.prepare.plan import Configuration

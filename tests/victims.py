@@ -20,7 +20,7 @@ import torch
 from tiny import Prepared, params
 
 from segpipe import digest
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.prepare import store
 from segpipe.training import checkpoint, job, loop
 

@@ -44,7 +44,8 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
         {
             "dataset": root.resolve().name,
             "channel_names": list(description.channel_names),
-            "labels": description.labels,
+            "labels": description.labels.to_json(),
+            "orientation": settings.orientation,
             "file_ending": description.file_ending,
             "training": {case: entries[case] for case in description.training},
             "test": {case: entries[case] for case in description.test},
@@ -109,6 +110,7 @@ def _check_case(
         "label": {files.label: digest.of_file(root / files.label)} if files.label else None,
         "shape": list(first.shape),
         "spacing_mm": list(first.spacing_mm),
+        "annotated": None,
     }, []
 
 
@@ -189,7 +191,7 @@ def _mm(volume: Volume) -> str:
 
 
 def _label_problems(path: Path, label: Volume, description: Description) -> Iterator[str]:
-    unknown = sorted(set(np.unique(label.array).tolist()) - set(description.labels.values()))
+    unknown = sorted(set(np.unique(label.array).tolist()) - set(description.labels.file_values))
     if len(label.array) != 1:
         yield problem(
             "label with several channels",
@@ -203,6 +205,6 @@ def _label_problems(path: Path, label: Volume, description: Description) -> Iter
             "unknown label values",
             where=path,
             found=", ".join(map(str, unknown)),
-            expected=", ".join(f"{value} ({name})" for name, value in description.labels.items()),
+            expected=description.labels.described(),
             cure="correct the label map, or add the class to dataset.json",
         )

@@ -1,18 +1,14 @@
-"""Which cases a dataset has: nnU-Net's raw layout and Decathlon task folders, and the checked list in cases.json."""
+"""Which cases a dataset folder has: nnU-Net's raw layout and Decathlon task folders."""
 
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segpipe import digest
-from segpipe.data import image
+from segpipe.data import image, labels
+from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 
 
@@ -29,11 +25,10 @@ class Description:
     """What dataset.json says, in one form for both layouts.
 
     channel_names : one per channel, in order
-    labels : class name to value; the background is 0
     """
 
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
+    labels: Labels
     file_ending: str
     one_file_per_channel: bool
     training: dict[str, CaseFiles]
@@ -50,10 +45,10 @@ def describe(root: Path) -> Description:
     return _decathlon(root, content) if "training" in content else _nnunet(root, content)
 
 
-def labels_of(root: Path) -> dict[str, int] | None:
-    """Class name to value as dataset.json has them; None where it is absent or malformed, which `describe` explains."""
+def labels_of(root: Path) -> Labels | None:
+    """The classes as dataset.json has them; None where it is absent or malformed, which `describe` explains."""
     try:
-        return _labels(root, _read_dataset_json(root / "dataset.json")["labels"])
+        return _labels(root, _read_dataset_json(root / "dataset.json"))
     except (SegpipeError, KeyError):
         return None
 
@@ -110,34 +105,8 @@ def _channel_names(root: Path, content: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[number]) for number in numbers)
 
 
-def _labels(root: Path, labels: dict[str, Any]) -> dict[str, int]:
-    """Class names to values; Decathlon writes them the other way round ({"1": "liver"})."""
-    if all(re.fullmatch(r"\d+", key) for key in labels):
-        labels = {str(name): value for value, name in labels.items()}
-    where = f"{root / 'dataset.json'}: labels"
-    lists = [name for name, value in labels.items() if isinstance(value, list)]
-    if lists or "ignore" in labels:
-        raise SegpipeError(
-            problem(
-                "regions and the ignore label are not supported",
-                where=where,
-                found=", ".join(lists) or "ignore",
-                expected="one whole number per class",
-                cure="give every class one value",
-            )
-        )
-    values = {name: int(value) for name, value in labels.items() if re.fullmatch(r"\d+", str(value))}
-    if sorted(values.values()) != list(range(len(labels))) or len(labels) < 2:
-        raise SegpipeError(
-            problem(
-                "label values are not consecutive",
-                where=where,
-                found=", ".join(map(str, labels.values())) or "nothing",
-                expected=f"0 (background), 1, ..., {max(len(labels) - 1, 1)}",
-                cure="renumber the classes in dataset.json and in the label files",
-            )
-        )
-    return dict(sorted(values.items(), key=lambda item: item[1]))
+def _labels(root: Path, content: dict[str, Any]) -> Labels:
+    return labels.parse(content["labels"], content.get("regions_class_order"), root / "dataset.json")
 
 
 def _files(folder: Path) -> list[str]:
@@ -164,7 +133,7 @@ def _nnunet(root: Path, content: dict[str, Any]) -> Description:
         )
     return Description(
         _channel_names(root, content),
-        _labels(root, content["labels"]),
+        _labels(root, content),
         ending,
         True,
         dict(_nnunet_cases(root, "imagesTr", "labelsTr", ending)),
@@ -206,7 +175,7 @@ def _decathlon(root: Path, content: dict[str, Any]) -> Description:
         ) from None
     return Description(
         _channel_names(root, content),
-        _labels(root, content["labels"]),
+        _labels(root, content),
         ".nii.gz",
         False,
         dict(sorted(training.items())),
@@ -221,75 +190,3 @@ def _id(path: str) -> str:
 
 def _relative(path: str) -> str:
     return path.removeprefix("./")
-
-
-@dataclass(frozen=True)
-class Cases:
-    """The checked cases of a dataset: cases.json, and the folder that its paths are relative to."""
-
-    root: Path
-    content: dict[str, Any]
-
-    @classmethod
-    def read(cls, path: Path, root: str | Path) -> "Cases":
-        """Read what the check wrote."""
-        return cls(Path(root), digest.read_json(path))
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return str(self.content["dataset"])
-
-    @property
-    def channel_names(self) -> list[str]:
-        """One name per channel."""
-        return list(self.content["channel_names"])
-
-    @property
-    def labels(self) -> dict[str, int]:
-        """Class names to values, the background first."""
-        return dict(self.content["labels"])
-
-    @property
-    def file_ending(self) -> str:
-        """Of the images, and so of the segmentations."""
-        return str(self.content["file_ending"])
-
-    @cached_property
-    def training(self) -> list[str]:
-        """Sorted ids of the cases with a label."""
-        return sorted(self.content["training"])
-
-    @cached_property
-    def test(self) -> list[str]:
-        """Sorted ids of the cases in imagesTs."""
-        return sorted(self.content["test"])
-
-    def entry(self, case: str) -> dict[str, Any]:
-        """Files with their digests, shape and spacing of one case."""
-        entry: dict[str, Any] = self.content["training"].get(case) or self.content["test"][case]
-        return entry
-
-    def identity(self, case: str) -> str:
-        """Digest of the contents of a case's files; their names do not count."""
-        entry = self.entry(case)
-        return digest.of([list(entry["images"].values()), list((entry["label"] or {}).values())])
-
-    def image_path(self, case: str) -> Path:
-        """The first image file: the grid that segmentations are written on."""
-        return self.root / next(iter(self.entry(case)["images"]))
-
-    def label_path(self, case: str) -> Path:
-        """The label file of a training case."""
-        return self.root / next(iter(self.entry(case)["label"]))
-
-    def read_image(self, case: str) -> image.Volume:
-        """All channels of a case, (C, Z, Y, X) float32."""
-        volumes = [image.read_image(self.root / path) for path in self.entry(case)["images"]]
-        array = np.concatenate([volume.array for volume in volumes])
-        return image.Volume(array, volumes[0].spacing_mm, volumes[0].affine)
-
-    def read_label(self, case: str) -> NDArray[np.int16]:
-        """The label map of a training case, (Z, Y, X)."""
-        array: NDArray[np.int16] = image.read_label(self.label_path(case)).array[0].astype(np.int16, copy=False)
-        return array

@@ -52,7 +52,7 @@ class Volume:
         return (self.affine[:3, :3] @ corners + self.affine[:3, 3:]).T
 
 
-def read_image(path: Path) -> Volume:
+def read_image(path: Path, orientation: str = "as-stored") -> Volume:
     """Read an image as float32.
 
     Raises SegpipeError where the file cannot be read whole, is no image of real numbers, or holds NaN or infinity.
@@ -73,7 +73,7 @@ def read_image(path: Path) -> Volume:
     return _volume(nifti, array)
 
 
-def read_label(path: Path) -> Volume:
+def read_label(path: Path, orientation: str = "as-stored") -> Volume:
     """Read a label map as int16; it may be stored as any number type.
 
     Raises SegpipeError where the file cannot be read whole or a voxel is no whole number.
@@ -104,7 +104,7 @@ def read_label(path: Path) -> Volume:
     return _volume(nifti, array.astype(np.int16))
 
 
-def write_label_like(path: Path, label: NDArray[np.integer], reference: Path) -> None:
+def write_label_like(path: Path, label: NDArray[np.integer], reference: Path, orientation: str = "as-stored") -> None:
     """Write a (Z, Y, X) label map on the grid and with the geometry of the image file `reference`."""
     source = _header_of(reference)
     array = np.ascontiguousarray(label.T.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16))

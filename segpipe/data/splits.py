@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 from segpipe import digest
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Splits
 

@@ -1,38 +1,68 @@
 """One pair of masks in, numbers with units out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
+from segpipe.data.labels import Labels
+
 Mask = NDArray[np.bool_]
+LabelMap = NDArray[np.integer]
 Numbers = dict[str, float | int | None]
+
+OVERLAP = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
+NOTHING: Numbers = dict.fromkeys((*OVERLAP, "hd95_mm", "volume_pred_ml", "volume_ref_ml"))
 
 
 def case_metrics(
-    predicted: NDArray[np.integer], reference: NDArray[np.integer], values: Sequence[int], spacing_mm: Sequence[float]
+    predicted: LabelMap,
+    reference: LabelMap,
+    labels: Labels,
+    annotated: Sequence[str] | None,
+    spacing_mm: Sequence[float],
 ) -> dict[str, Numbers]:
-    """Metrics of each class (by its value, as text) of one case.
+    """Metrics of each class or region of one case, by its name in summary.json.
 
     predicted, reference : (Z, Y, X) label maps; spacing_mm : (Z, Y, X)
+    annotated : the classes that a partly labelled case has annotations of; None: all
     """
-    return {str(value): mask_metrics(predicted == value, reference == value, spacing_mm) for value in values}
+    pairs = _mask_pairs(predicted, reference, labels, annotated)
+    return {key: mask_metrics(*pair, spacing_mm, inside) if pair else NOTHING for key, pair, inside in pairs}
 
 
 def case_overlap(
-    predicted: NDArray[np.integer], reference: NDArray[np.integer], values: Sequence[int]
+    predicted: LabelMap, reference: LabelMap, labels: Labels, annotated: Sequence[str] | None
 ) -> dict[str, Numbers]:
     """`case_metrics` without distances and volumes, which take longer than all else."""
-    return {str(value): overlap(predicted == value, reference == value) for value in values}
+    pairs = _mask_pairs(predicted, reference, labels, annotated)
+    return {key: overlap(*pair, inside) if pair else dict.fromkeys(OVERLAP) for key, pair, inside in pairs}
 
 
-def mask_metrics(predicted: Mask, reference: Mask, spacing_mm: Sequence[float]) -> Numbers:
+def _mask_pairs(
+    predicted: LabelMap, reference: LabelMap, labels: Labels, annotated: Sequence[str] | None
+) -> Iterator[tuple[str, tuple[Mask, Mask] | None, Mask | None]]:
+    """For each class its key, both masks without what nobody annotated, and where annotations are.
+
+    None for the masks of a class that the case has no annotations of: it has no number there, not even 0.
+    """
+    inside = reference != labels.ignore if labels.ignore is not None else None
+    for name, values in labels.foreground.items():
+        pair = None
+        if annotated is None or name in annotated:
+            masks = [np.isin(array, values) for array in (predicted, reference)]
+            pair = (masks[0], masks[1]) if inside is None else (masks[0] & inside, masks[1] & inside)
+        yield labels.key(name), pair, inside
+
+
+def mask_metrics(predicted: Mask, reference: Mask, spacing_mm: Sequence[float], inside: Mask | None = None) -> Numbers:
     """nnU-Net's metrics of a pair of masks, and HD95 and volumes.
 
+    inside : what counts of the volume, by default all of it; nothing of the masks lies outside
     HD95 is None where either mask is empty.
     """
-    numbers, ml = overlap(predicted, reference), float(np.prod(spacing_mm)) / 1000
+    numbers, ml = overlap(predicted, reference, inside), float(np.prod(spacing_mm)) / 1000
     n_pred, n_ref = int(np.count_nonzero(predicted)), int(np.count_nonzero(reference))
     return {
         **numbers,
@@ -42,7 +72,7 @@ def mask_metrics(predicted: Mask, reference: Mask, spacing_mm: Sequence[float]) 
     }
 
 
-def overlap(predicted: Mask, reference: Mask) -> Numbers:
+def overlap(predicted: Mask, reference: Mask, inside: Mask | None = None) -> Numbers:
     """nnU-Net's metrics of a pair of masks: Dice and IoU, None where both are empty, and the counts behind them
     (nnunetv2/evaluation/evaluate_predictions.py).
     """
@@ -56,7 +86,7 @@ def overlap(predicted: Mask, reference: Mask) -> Numbers:
         "FP": fp,
         "TP": tp,
         "FN": fn,
-        "TN": predicted.size - any_voxel,
+        "TN": (predicted.size if inside is None else int(np.count_nonzero(inside))) - any_voxel,
         "n_pred": n_pred,
         "n_ref": n_ref,
     }

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import digest
-from segpipe.data import image
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
 from segpipe.inference import export
@@ -97,10 +96,11 @@ def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]
 
 def _average(cases: Cases, members: list[Member], name: str, folder: Path, out: Path) -> summary.CaseRow:
     case = name.removesuffix(cases.file_ending)
-    label = export.segmentation(mean_softmax([member.folder / "softmax" / f"{case}.npz" for member in members]))
-    image.write_label_like(folder / name, label, cases.image_path(case))
-    values = [value for value in cases.labels.values() if value]
-    numbers = metrics.case_metrics(label, cases.read_label(case), values, cases.entry(case)["spacing_mm"])
+    softmax = mean_softmax([member.folder / "softmax" / f"{case}.npz" for member in members])
+    segmentation = export.segmentation(softmax, cases.labels)
+    cases.write_segmentation(folder / name, segmentation, case)
+    of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"]
+    numbers = metrics.case_metrics(segmentation, cases.read_label(case), *of_case)
     return summary.case_row(
         numbers, os.fspath(out.parent / "segmentations" / name), next(iter(cases.entry(case)["label"]))
     )

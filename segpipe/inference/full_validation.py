@@ -34,7 +34,7 @@ def scorer(
     The function returns `case_dice_mean`, the mean over the foreground classes, and `case_dice_<class>`, the mean over
     the cases in which the class has a Dice; None where there is none.
     """
-    classes = {name: value for name, value in store.cases.labels.items() if value}
+    labels = store.cases.labels
 
     def score(network: nn.Module) -> Scores:
         on = next(network.parameters()).device
@@ -42,12 +42,13 @@ def scorer(
         with _evaluating(network):
             for case in cases:
                 on_case()
-                model = Model([network], store.planned, mirror_axes, on, dtype)
-                label = export.segmentation(predict.probabilities(model, store.read(case), settings))
-                overlap = metrics.case_overlap(label, store.cases.read_label(case), list(classes.values()))
+                model = Model([network], labels, store.planned, mirror_axes, on, dtype)
+                predicted = export.segmentation(predict.probabilities(model, store.read(case), settings), labels)
+                reference, annotated = store.cases.read_label(case), store.cases.annotated(case)
+                overlap = metrics.case_overlap(predicted, reference, labels, annotated)
                 rows.append(summary.case_row(overlap, case, case))
         tables = summary.tables(rows)
-        by_class = {f"case_dice_{name}": tables["mean"][str(value)]["Dice"] for name, value in classes.items()}
+        by_class = {f"case_dice_{name}": tables["mean"][labels.key(name)]["Dice"] for name in labels.foreground}
         return {"case_dice_mean": tables["foreground_mean"]["Dice"], **by_class}
 
     return score

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from segpipe import device, digest
-from segpipe.data import image
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
+from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference import export
 from segpipe.inference.window import predict_logits
@@ -52,6 +52,7 @@ class Model:
     """
 
     networks: Sequence[nn.Module]
+    labels: Labels
     planned: Configuration
     mirrored: list[int] | None
     device: torch.device
@@ -83,6 +84,7 @@ def load(paths: Sequence[Path], on: torch.device, weights: str) -> Model:
     usable = "auto" if trained_with == "fp16" and on.type != "cuda" else trained_with
     return Model(
         [network.to(on).eval() for network in networks],
+        Labels.from_json(first["labels"]),
         planned,
         first["mirror_axes"],
         on,
@@ -138,7 +140,9 @@ def _network(path: Path, content: dict[str, Any], planned: Configuration, weight
         )
     log.info("%s: %s weights of epoch %d", path, weights, content["epoch"])
     settings = content["settings"]
-    network = create(len(content["channel_names"]), len(content["labels"]), planned, settings["network"])
+    network = create(
+        len(content["channel_names"]), len(Labels.from_json(content["labels"]).heads), planned, settings["network"]
+    )
     network.load_state_dict(state)
     return network
 
@@ -153,7 +157,7 @@ def probabilities(model: Model, prepared: Prepared, way: Way) -> NDArray[np.floa
         way.step_size,
         model.dtype,
     )
-    return export.to_file_grid(logits.cpu().numpy(), prepared.grid)
+    return export.to_file_grid(logits.cpu().numpy(), prepared.grid, model.labels)
 
 
 def predict_dataset(cases: Cases, paths: list[Path], out: Path, params: Params) -> None:
@@ -212,4 +216,4 @@ def _predict_case(cases: Cases, case: str, models: list[Model], target: Path, wa
         one = probabilities(model, prepared, way)
         total = one if total is None else total + one
     assert total is not None
-    image.write_label_like(target, export.segmentation(total), cases.image_path(case))
+    cases.write_segmentation(target, export.segmentation(total, cases.labels), case)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import device, digest
-from segpipe.data import image, splits
+from segpipe.data import splits
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
 from segpipe.inference import export, predict
@@ -49,12 +49,11 @@ class _Validation:
         """Save and score one predicted case."""
         cases = self.store.cases
         segmentation_path, softmax_path, metrics_path = self.paths(case)
-        segmentation = export.segmentation(probabilities)
+        segmentation = export.segmentation(probabilities, cases.labels)
         export.save_softmax(softmax_path, probabilities, self.params.validate_.softmax_dtype)
-        image.write_label_like(segmentation_path, segmentation, cases.image_path(case))
-        values = [value for value in cases.labels.values() if value]
-        spacing_mm = cases.entry(case)["spacing_mm"]
-        digest.write_json(metrics_path, metrics.case_metrics(segmentation, cases.read_label(case), values, spacing_mm))
+        cases.write_segmentation(segmentation_path, segmentation, case)
+        of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"]
+        digest.write_json(metrics_path, metrics.case_metrics(segmentation, cases.read_label(case), *of_case))
 
 
 def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, out: Path, params: Params) -> None:
@@ -143,7 +142,7 @@ def _summary(work: _Validation, model: Model, val: list[str], of: dict[str, str]
         **of,
         "configuration": work.store.configuration,
         "epoch": model.content["epoch"],
-        "labels": cases.labels,
+        "labels": cases.labels.to_json(),
         "digest": model.content["digest"],
         "identity": {
             "dataset": digest.of({case: cases.identity(case) for case in cases.training}),

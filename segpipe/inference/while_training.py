@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.data import splits
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference import validation
 from segpipe.inference.predict import predict_dataset

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
+Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]

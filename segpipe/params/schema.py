@@ -21,6 +21,7 @@ class Check(Section):
     """Integrity of the raw dataset."""
 
     geometry_tolerance_mm: Positive
+    orientation: Literal["as-stored", "RAS"]
 
 
 class Overrides(Section):

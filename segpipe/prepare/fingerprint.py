@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
 from segpipe import digest
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.params import Runtime
 
 log = getLogger(__name__)

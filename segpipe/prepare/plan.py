@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import digest
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Overrides, Params
 from segpipe.prepare.spacing import Array, Numbers, axis_order, resampled_shape, target_spacing
@@ -86,7 +86,7 @@ class Dataset:
             np.array([entry["spacing_mm"] for entry in entries], float),
             np.array([entry["shape_after_crop"] for entry in entries], float),
             fingerprint["median_relative_size_after_cropping"],
-            len(cases.labels),
+            len(cases.labels.heads),
             cases.channel_names,
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import digest
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 from segpipe.prepare import plan as plan_module
@@ -78,7 +78,7 @@ def _case_digest(cases: Cases, case: str, plan: dict[str, Any], configuration: s
 
 
 def _manifest(cases: Cases, plan: dict[str, Any], configuration: str, wanted: dict[str, str]) -> dict[str, Any]:
-    return {"configuration": configuration, "digest": digest.of([wanted, cases.labels]), "cases": wanted}
+    return {"configuration": configuration, "digest": digest.of([wanted, cases.labels.to_json()]), "cases": wanted}
 
 
 def _make(

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from segpipe import plugins
+from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.params import Params, Train
 from segpipe.training import selection
@@ -16,13 +17,13 @@ PUBLISHED = r"[^/]+/fold_[^/]+/checkpoint_(final|best)\.pth"  # in results/
 NEEDS = {"case_": "train.full_validation.every: 10", "averaged_": "train.ema.decay: 0.999"}
 
 
-def check(params: Params, labels: Mapping[str, int]) -> None:
+def check(params: Params, labels: Labels) -> None:
     """Raise SegpipeError naming everything in `train` that cannot work with a dataset of these labels."""
     settings = params.train
     raise_all(
         "params.yaml does not fit",
         [
-            *_column_problems(settings, [name for name, value in labels.items() if value]),
+            *_column_problems(settings, list(labels.foreground)),
             *class_weight_problems(settings.loss.class_weights or {}, labels),
             *_length_problems(settings),
             *_weights_problems(settings.pretrained_weights),
@@ -66,20 +67,20 @@ def _column_cure(name: str, valid: list[str]) -> str:
     return f"did you mean {(difflib.get_close_matches(name, valid, 1, 0) or valid)[0]!r}?"
 
 
-def class_weight_problems(named: Mapping[str, float], labels: Mapping[str, int]) -> Iterator[str]:
+def class_weight_problems(named: Mapping[str, float], labels: Labels) -> Iterator[str]:
     """Of weights for classes that do not exist, and of weights that leave nothing to learn."""
     where = "params.yaml: train.loss.class_weights"
     for name in named:
-        if name not in labels:
-            near = difflib.get_close_matches(name, labels, n=1, cutoff=0.5)
+        if name not in labels.heads:
+            near = difflib.get_close_matches(name, labels.heads, n=1, cutoff=0.5)
             yield problem(
                 "no such class",
                 where=where,
                 found=repr(name),
-                expected=f"one of {', '.join(labels)}",
+                expected=f"one of {', '.join(labels.heads)}",
                 cure=f"did you mean {near[0]!r}?" if near else "remove it, or name a class of dataset.json",
             )
-    if all(named.get(name) == 0 for name, value in labels.items() if value > 0):
+    if all(named.get(name) == 0 for name in labels.foreground):
         yield problem(
             "no class is left to learn",
             where=where,

@@ -57,7 +57,7 @@ def identify(store: Store, fold: Fold, params: Params, states: Path) -> Identity
     settings = {key: value for key, value in section(params, "train").items() if key not in left_out}
     but_length = {key: value for key, value in settings.items() if key not in LENGTH}
     planned = {key: value for key, value in asdict(store.planned).items() if key != "reasons"}
-    others = [planned, store.cases.labels, digest.of_code("train"), _of_extensions(params.train)]
+    others = [planned, store.cases.labels.to_json(), digest.of_code("train"), _of_extensions(params.train)]
     whole, part = digest.of([settings, *others]), digest.of([but_length, *others])
     of_fold = [store.digest, fold]
     total_steps = length(params.train, len(fold["train"]), store.planned.batch_size).total_steps

@@ -182,7 +182,7 @@ def _evaluate(training: Training, network: nn.Module, between: Callable[[], None
     overlap, total = torch.stack(counts).sum(0).tolist()
     dice = [2 * o / t if t else None for o, t in zip(overlap, total, strict=True)]
     known = [value for value in dice if value is not None]
-    names = [name for name, value in training.feed.store.cases.labels.items() if value]
+    names = training.feed.store.cases.labels.foreground
     return {
         "val_loss": _finite(float(torch.stack(losses).mean())),
         "dice_mean": sum(known) / len(known) if known else None,
@@ -197,11 +197,11 @@ def _finite(loss: float) -> float | None:
 
 def _on_whole_cases(training: Training) -> Row:
     """Dice on whole validation cases in the epochs that have it, nothing in the others."""
-    settings, names = training.settings, training.feed.store.cases.labels
+    settings, names = training.settings, training.feed.store.cases.labels.foreground
     if settings.full_validation.every is None:
         return {}
     if (len(training.rows) + 1) % settings.full_validation.every:
-        return dict.fromkeys(["case_dice_mean", *(f"case_dice_{name}" for name, value in names.items() if value)])
+        return dict.fromkeys(["case_dice_mean", *(f"case_dice_{name}" for name in names)])
     network = training.averaged if settings.full_validation.weights == "averaged" else training.network
     assert training.whole_cases is not None
     assert network is not None
@@ -220,7 +220,7 @@ def _outputs(training: Training, network: nn.Module, batch: Batch) -> tuple[list
     label = batch.label.to(training.device, non_blocking=training.feed.pin)
     with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
         outputs = training.forward(network, image, training.n_outputs)
-    require_shape(outputs[0], label, len(training.feed.store.cases.labels))
+    require_shape(outputs[0], label, len(training.feed.store.cases.labels.heads))
     return outputs, label
 
 

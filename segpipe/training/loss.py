@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, max_pool2d, max_pool3d
 
 from segpipe import plugins
+from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.params.train import Loss
 from segpipe.training.check import class_weight_problems
@@ -25,14 +26,13 @@ class SegmentationLoss:
     Each term is a mean over samples, so that the mean over the micro-batches of an accumulated step is that of the
     large batch. The one exception, a Dice over all samples of the batch, takes the sums of the other micro-batches.
 
-    labels : name to value, as in cases.json; 0 is the background
     batch_dice : one region index per class over the whole batch instead of one per sample
     joint : whether the loss of a micro-batch depends on the others, so that `elsewhere` must be given
 
     Raises SegpipeError where class_weights names classes that do not exist, or leaves none to learn.
     """
 
-    def __init__(self, settings: Loss, labels: Mapping[str, int], batch_dice: bool) -> None:
+    def __init__(self, settings: Loss, labels: Labels, batch_dice: bool) -> None:
         self.settings, self.batch_dice = settings, batch_dice
         self.custom = None if settings.custom is None else plugins.load(settings.custom, "train.loss.custom")
         self.class_weights = _class_weights(settings.class_weights, labels)
@@ -225,9 +225,9 @@ def _scalar(value: object) -> Tensor:
     )
 
 
-def _class_weights(named: Mapping[str, float] | None, labels: Mapping[str, int]) -> Tensor | None:
+def _class_weights(named: Mapping[str, float] | None, labels: Labels) -> Tensor | None:
     """(classes,) float32 in the order of the values; None where all are 1."""
     if named is None:
         return None
     raise_all("params.yaml does not fit the dataset", class_weight_problems(named, labels))
-    return torch.tensor([named.get(name, 1.0) for name in sorted(labels, key=lambda name: labels[name])])
+    return torch.tensor([named.get(name, 1.0) for name in labels.heads])

@@ -22,7 +22,7 @@ def content(setup: Setup, training: Training, identity: Identity) -> dict[str, A
         "settings_digest": identity.settings,
         "configuration": store.configuration,
         "plan": {**plan, "configurations": {store.configuration: asdict(store.planned)}},
-        "labels": store.cases.labels,
+        "labels": store.cases.labels.to_json(),
         "channel_names": store.cases.channel_names,
         "mirror_axes": settings.mirror_axes,
         "precision": str(setup.dtype).removeprefix("torch."),

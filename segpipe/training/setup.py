@@ -62,7 +62,7 @@ class Setup:
         on = device.start(params.runtime)
         device.set_deterministic(settings.deterministic)
         dtype = device.precision(settings.precision, on)
-        network = build(len(cases.channel_names), len(cases.labels), store.planned, settings)
+        network = build(len(cases.channel_names), len(cases.labels.heads), store.planned, settings)
         taken = _pretrained(network, settings.pretrained_weights)
         frozen = pretrained.freeze(network, settings.freeze)
         facts = {"parameters": _count(network), "frozen_parameters": _count(network, set(frozen)), **taken}
@@ -116,7 +116,7 @@ class Setup:
 
 def classes(store: Store) -> list[str]:
     """The names of the foreground classes."""
-    return [name for name, value in store.cases.labels.items() if value]
+    return list(store.cases.labels.foreground)
 
 
 def _pretrained(network: nn.Module, path: str | None) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import yaml
 
 from segpipe import digest, plugins
 from segpipe import params as params_yaml
-from segpipe.data import dataset, phantoms
+from segpipe.data import dataset, labels, phantoms
 from segpipe.errors import SegpipeError, problem
 from segpipe.training import check
 
 try:
     PARAMS = params_yaml.load()
     LABELS = (
-        phantoms.LABELS
+        labels.parse(phantoms.LABELS, None, phantoms.NAME)
         if PARAMS.dataset_name == phantoms.NAME
         else dataset.labels_of(Path(PARAMS.dataset))
     )

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.params import Params
 from segpipe.prepare import plan
 

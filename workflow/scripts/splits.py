@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segpipe import cli
 from segpipe.data import splits
-from segpipe.data.dataset import Cases
+from segpipe.data.cases import Cases
 from segpipe.params import Params
 
 
