@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.data.labels import Labels
 from segpipe.prepare.fingerprint import bounding_box, nonzero_mask
 from segpipe.prepare.normalise import normalise
 from segpipe.prepare.plan import Configuration
@@ -53,11 +54,28 @@ class Grid:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A preprocessed case: image (C, Z, Y, X) float32, label (Z, Y, X) int16 or None, and the way back."""
+    """A preprocessed case and the way back.
+
+    image : (C, Z, Y, X) float32
+    label, previous : (Z, Y, X) int16 or None; the annotation, and the segmentation of the stage before
+    """
 
     image: NDArray[np.float32]
     label: NDArray[np.int16] | None
     grid: Grid
+    previous: NDArray[np.int16] | None = None
+
+    def network_input(self, labels: Labels) -> NDArray[np.float32]:
+        """The image's channels and, in a cascade, one for each foreground value of the stage before."""
+        if self.previous is None:
+            return self.image
+        return np.concatenate([self.image, one_hot(self.previous, labels)])
+
+
+def one_hot(previous: NDArray[np.int16], labels: Labels) -> NDArray[np.float32]:
+    """A channel of zeros and ones per foreground value, (n_values - 1, Z, Y, X), in the order of the values."""
+    values = np.arange(1, labels.n_values, dtype=np.int16).reshape(-1, *(1,) * previous.ndim)
+    return (previous == values).astype(np.float32)
 
 
 def preprocess(
@@ -66,10 +84,12 @@ def preprocess(
     spacing_mm: Sequence[float],
     plan: Mapping[str, Any],
     configuration: Configuration,
+    previous: NDArray[np.int16] | None = None,
 ) -> Prepared:
     """Preprocess one case as read from its files.
 
-    image : (C, Z, Y, X); label : (Z, Y, X); plan : as read by `plan.read`
+    image : (C, Z, Y, X); label, previous : (Z, Y, X); plan : as read by `plan.read`
+    previous : what the stage before a cascade's segmented; resampled as a label is
     """
     forward = plan["transpose_forward"]
     image = image.transpose(0, *(axis + 1 for axis in forward))
@@ -83,14 +103,21 @@ def preprocess(
     image, mask = image[:, *box], mask[box]
     shape = resampled_shape(mask.shape, grid.spacing_mm, grid.target_mm)
     separate = separate_axis(grid.spacing_mm, grid.target_mm)
-    if label is not None:
-        label = label.transpose(forward)[box]
-        inside = mask | (label != 0)
-        label = resample_label(np.where(inside, label, np.int16(OUTSIDE)), shape, separate)
-    else:
-        inside = mask
+    maps = [None if one is None else one.transpose(forward)[box] for one in (label, previous)]
+    # without an annotation the stage before says what else is not empty, as in nnU-Net, which takes it for one
+    known = next((one for one in maps if one is not None), None)
+    inside = mask if known is None else mask | (known != 0)
     normalised = _normalise(image, inside, plan, configuration)
-    return Prepared(np.ascontiguousarray(resample_image(normalised, shape, separate)), label, grid)
+    resampled = np.ascontiguousarray(resample_image(normalised, shape, separate))
+    label, previous = (None if one is None else _resample_map(one, mask, shape, separate) for one in maps)
+    return Prepared(resampled, label, grid, None if previous is None else np.maximum(previous, 0))
+
+
+def _resample_map(
+    label: NDArray[np.int16], mask: NDArray[np.bool_], shape: Sequence[int], separate: int | None
+) -> NDArray[np.int16]:
+    """Resample a label map, its background outside the nonzero region as OUTSIDE."""
+    return resample_label(np.where(mask | (label != 0), label, np.int16(OUTSIDE)), shape, separate)
 
 
 def _normalise(
