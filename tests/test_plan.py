@@ -50,7 +50,7 @@ def test_every_decision_is_that_of_nnunet(name: str, configuration: str) -> None
     expected = dict(NNUNET[name]["expected"]["configurations"][configuration])
     assert found["spacing_mm"] == pytest.approx(expected.pop("spacing_mm"), rel=1e-12)
     assert {key: found[key] for key in expected} == expected
-    assert found.keys() - expected.keys() == {"spacing_mm", "reasons"}
+    assert found.keys() - expected.keys() == {"spacing_mm", "architecture", "previous_stage", "reasons"}
 
 
 def test_the_fixture_covers_what_it_should() -> None:

@@ -21,6 +21,7 @@ FORWARD = [1, 0, 2]
 def configuration(spacing_mm: list[float], scheme: str = "none", use_mask: bool = False) -> Configuration:
     n_axes = len(spacing_mm)
     return Configuration(
+        architecture="plain",
         spacing_mm=spacing_mm,
         patch_size=[8] * n_axes,
         batch_size=2,
@@ -33,6 +34,7 @@ def configuration(spacing_mm: list[float], scheme: str = "none", use_mask: bool 
         normalisation=[scheme] * 2,
         use_mask_for_norm=[use_mask] * 2,
         batch_dice=False,
+        previous_stage=None,
         reasons=[],
     )
 

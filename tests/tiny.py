@@ -62,6 +62,7 @@ def planned(patch_size: Sequence[int] = (8, 8, 8), **changes: Any) -> Configurat
     """A configuration of three stages and a few channels."""
     n = len(patch_size)
     defaults: dict[str, Any] = {
+        "architecture": "plain",
         "spacing_mm": [1.0] * n,
         "patch_size": list(patch_size),
         "batch_size": 2,
@@ -74,6 +75,7 @@ def planned(patch_size: Sequence[int] = (8, 8, 8), **changes: Any) -> Configurat
         "normalisation": ["zscore"],
         "use_mask_for_norm": [False],
         "batch_dice": False,
+        "previous_stage": None,
         "reasons": [],
     }
     return Configuration(**{**defaults, **changes})

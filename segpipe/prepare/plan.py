@@ -48,8 +48,13 @@ class Configuration:
     """All that preprocessing, training and prediction need to know of one configuration.
 
     Axes in the plan's order; a 2d configuration has two.
+
+    architecture : plain (convolutions only) or resenc (residual blocks in the encoder)
+    n_conv_per_stage : convolutions of the encoder's stages; of a resenc encoder residual blocks
+    previous_stage : configuration whose segmentation is a further input, one channel per foreground class; None without
     """
 
+    architecture: str
     spacing_mm: list[float]
     patch_size: list[int]
     batch_size: int
@@ -62,6 +67,7 @@ class Configuration:
     normalisation: list[str]
     use_mask_for_norm: list[bool]
     batch_dice: bool
+    previous_stage: str | None
     reasons: list[str]
 
 
@@ -230,6 +236,7 @@ class _Planner:
             batch = self._batch(stages, features, voxels_per_case, reasons)
         reasons.append(f"normalisation {', '.join(self.schemes)}; inside the nonzero mask: {self.use_mask}")
         return Configuration(
+            architecture="plain",
             spacing_mm=spacing_mm.tolist(),
             patch_size=list(stages.patch_size),
             batch_size=batch,
@@ -242,6 +249,7 @@ class _Planner:
             normalisation=self.schemes,
             use_mask_for_norm=self.use_mask,
             batch_dice=batch_dice,
+            previous_stage=None,
             reasons=reasons,
         )
 
