@@ -5,18 +5,13 @@ A script is a verb: `cli.run(function, "--cases", "--out")` parses exactly those
 """
 
 import argparse
-import logging
-import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from segpipe import params as params_module
-from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.cli.outcome import exit_codes, start_log
+from segpipe.errors import problem, raise_all
 from segpipe.params import Params
-
-log = logging.getLogger("segpipe")
 
 
 def run(function: Callable[[argparse.Namespace, Params], None], *options: str) -> None:
@@ -27,28 +22,11 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str) -
         parser.add_argument(option.rstrip("+?"), required=not option.endswith("?"), nargs=nargs)
     parser.add_argument("--log", help="the messages go here as well as to the terminal")
     args = parser.parse_args()
-    _start_log(args.log)
-    try:
+    start_log(args.log)
+    with exit_codes():
         params = params_module.load()
         _agree(args, params)
         function(args, params)
-    except SegpipeError as error:
-        log.error("%s", error)
-        sys.exit(2)
-    except Exception:
-        log.exception("unexpected error")
-        sys.exit(1)
-
-
-def _start_log(path: str | None) -> None:
-    """Messages go to stderr and, appended, to the log file: a retried job keeps the history of its attempts."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="a"))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
-    if path:
-        log.debug("pid %d", os.getpid())
 
 
 def _agree(args: argparse.Namespace, params: Params) -> None:
