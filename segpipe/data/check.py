@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from segpipe import digest
-from segpipe.data import dataset
+from segpipe.data import case_table, dataset
+from segpipe.data.case_table import Row
 from segpipe.data.dataset import CaseFiles, Description
 from segpipe.data.image import Volume, read_image, read_label
 from segpipe.errors import SegpipeError, problem, raise_all
@@ -30,11 +31,17 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
     """
     description = dataset.describe(root)
     cases = [*description.training.items(), *description.test.items()]
+    in_table: list[str] = []
+    table = case_table.read(root, description.labels, [case for case, _ in cases], in_table)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(_check_case, root, case, files, description, settings) for case, files in cases]
+        jobs = [
+            pool.submit(_check_case, root, case, files, description, settings, table.get(case, Row()))
+            for case, files in cases
+        ]
         checked = [job.result() for job in jobs]
     problems = [
         *_dataset_problems(root, description, n_folds),
+        *in_table,
         *(text for _, found in checked for text in found),
     ]
     raise_all(f"{root} cannot be used", problems)
@@ -89,7 +96,7 @@ def _dataset_problems(root: Path, description: Description, n_folds: int) -> Ite
 
 
 def _check_case(
-    root: Path, case: str, files: CaseFiles, description: Description, settings: Check
+    root: Path, case: str, files: CaseFiles, description: Description, settings: Check, row: Row
 ) -> tuple[dict[str, Any], list[str]]:
     """What cases.json says of one case, and what is wrong with it."""
     problems = list(_name_problems(root, case, files, description))
@@ -101,7 +108,7 @@ def _check_case(
         problems += _channel_problems(root, [volumes[path] for path in images], files, description)
     problems += _grid_problems(root, volumes, settings)
     if files.label in volumes:
-        problems += _label_problems(root / files.label, volumes[files.label], description)
+        problems += _label_problems(root / files.label, volumes[files.label], description, row)
     if problems:
         return {}, problems
     first = volumes[files.images[0]]
@@ -110,7 +117,8 @@ def _check_case(
         "label": {files.label: digest.of_file(root / files.label)} if files.label else None,
         "shape": list(first.shape),
         "spacing_mm": list(first.spacing_mm),
-        "annotated": None,
+        "annotated": row.annotated if files.label else None,
+        "attributes": row.attributes,
     }, []
 
 
@@ -190,8 +198,10 @@ def _mm(volume: Volume) -> str:
     return " x ".join(f"{edge:.4g}" for edge in volume.spacing_mm)
 
 
-def _label_problems(path: Path, label: Volume, description: Description) -> Iterator[str]:
-    unknown = sorted(set(np.unique(label.array).tolist()) - set(description.labels.file_values))
+def _label_problems(path: Path, label: Volume, description: Description, row: Row) -> Iterator[str]:
+    values = np.unique(label.array).tolist()
+    unknown = sorted(set(values) - set(description.labels.file_values))
+    yield from case_table.voxel_problems(path, values, row.annotated, description.labels)
     if len(label.array) != 1:
         yield problem(
             "label with several channels",

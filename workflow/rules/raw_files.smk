@@ -11,7 +11,8 @@ def raw_files():
     images = [
         file for folder in folders for file in visible_files(Path(DATASET, folder))
     ]
-    return [f"{DATASET}/dataset.json", *images]
+    tables = [str(table) for table in [Path(DATASET, "cases.tsv")] if table.is_file()]
+    return [f"{DATASET}/dataset.json", *tables, *images]
 
 
 def visible_files(folder):
