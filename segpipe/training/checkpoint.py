@@ -1,13 +1,16 @@
 """What a training leaves on disk. Written at once, loaded without executing anything."""
 
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 
 from segpipe import digest
@@ -27,6 +30,32 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint: tensors and plain data only."""
     content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return content
+
+
+def load_foreign(path: Path) -> Any:
+    """Read a file of torch.save that nnU-Net may have written: tensors, plain data and numpy's numbers, no code.
+
+    Raises whatever a broken or refused file leads to; `why_unreadable` says it in a line.
+    """
+    with torch.serialization.safe_globals(_numpy_scalars()):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _numpy_scalars() -> list[Any]:
+    """What unpickling nnU-Net's logged numbers needs, under the names of numpy 2 and 1; it builds numbers only."""
+    scalar = np.float64().__reduce__()[0]
+    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")] + [np.dtype, *dtypes]
+
+
+def why_unreadable(error: Exception) -> str:
+    """The one line that matters. torch's advice for files with more than tensors is to execute them."""
+    if isinstance(error, UnpicklingError):
+        refused = re.search(r"GLOBAL (\S+) w|but got <class '(\S+)'>", str(error))
+        return (
+            f"it holds a {refused[1] or refused[2]}, which could run code" if refused else "not written by torch.save"
+        )
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 def sizes(folder: Path) -> str:

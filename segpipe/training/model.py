@@ -22,6 +22,7 @@ def content(setup: Setup, training: Training, identity: Identity) -> dict[str, A
         "settings_digest": identity.settings,
         "configuration": store.configuration,
         "plan": {**plan, "configurations": {store.configuration: asdict(store.planned)}},
+        "dataset": {key: store.cases.content[key] for key in ("dataset", "file_ending", "orientation")},
         "labels": store.cases.labels.to_json(),
         "channel_names": store.cases.channel_names,
         "mirror_axes": settings.mirror_axes,

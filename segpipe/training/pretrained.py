@@ -1,20 +1,18 @@
 """Where a training starts from: weights of another one, and parameters that stay as they are."""
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from logging import getLogger
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.training import checkpoint
 from segpipe.training.network import is_head
 
 log = getLogger(__name__)
@@ -39,7 +37,7 @@ def load_into(network: nn.Module, path: str) -> list[Fate]:
     """
     maker, found = _read(Path(path))
     own = network.state_dict()
-    offered = {_own_name(name, own): tensor for name, tensor in found.items()}
+    offered = {own_name(name, own): tensor for name, tensor in found.items()}
     rows = [(name, _result(name, tensor, offered)) for name, tensor in own.items()]
     taken = [name for name, result in rows if result == TAKEN]
     if not taken:
@@ -98,11 +96,12 @@ def _read(path: Path) -> tuple[str, Mapping[str, Tensor]]:
         cure = "correct the path, which starts from the working directory, or set null"
         raise _error("no pretrained weights", f"no file {path}", expected, cure)
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = checkpoint.load_foreign(path)
     except Exception as error:  # a broken file may fail in any way
         cure = "take a complete checkpoint that holds tensors and numbers only; no other is opened"
-        raise _error("the pretrained weights cannot be read", f"{path}: {_reason(error)}", expected, cure) from error
+        raise _error(
+            "the pretrained weights cannot be read", f"{path}: {checkpoint.why_unreadable(error)}", expected, cure
+        ) from error
     for key, maker in KEYS.items():
         weights = content.get(key) if isinstance(content, Mapping) else None
         if isinstance(weights, Mapping) and weights and all(isinstance(value, Tensor) for value in weights.values()):
@@ -114,24 +113,7 @@ def _read(path: Path) -> tuple[str, Mapping[str, Tensor]]:
     )
 
 
-def _numpy_scalars() -> list[Any]:
-    """What unpickling nnU-Net's logged numbers needs, under the names of numpy 2 and 1; it builds numbers only."""
-    scalar = np.float64().__reduce__()[0]
-    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")] + [np.dtype, *dtypes]
-
-
-def _reason(error: Exception) -> str:
-    """The one line that matters. torch's advice for files with more than tensors is to execute them."""
-    if isinstance(error, UnpicklingError):
-        refused = re.search(r"GLOBAL (\S+) w|but got <class '(\S+)'>", str(error))
-        return (
-            f"it holds a {refused[1] or refused[2]}, which could run code" if refused else "not written by torch.save"
-        )
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
-
-
-def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
+def own_name(name: str, own: Mapping[str, Tensor]) -> str:
     """The name without the prefixes of wrappers, where the network itself has none of that name."""
     while name not in own and (prefix := next((p for p in PREFIXES if name.startswith(p)), None)):
         name = name.removeprefix(prefix)
