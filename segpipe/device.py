@@ -57,7 +57,7 @@ def _device(name: str) -> torch.device:
         raise SegpipeError(
             problem(
                 "no such device",
-                where="params.yaml: runtime.device, or --device",
+                where="params.yaml: runtime.device",
                 found=name,
                 expected=", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]),
                 cure="name a device of this machine, or auto",

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
