@@ -36,6 +36,8 @@ VALIDATE = (
     "data/cases.py",
     "prepare/spacing.py",
     "prepare/resample.py",
+    "training/unet.py",
+    "training/resenc.py",
     "training/network.py",
     "inference/window.py",
     "inference/predict.py",
@@ -45,10 +47,10 @@ VALIDATE = (
 )
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
-    "check": ("data/image.py", "data/labels.py", "data/dataset.py", "data/check.py"),
+    "check": ("data/image.py", "data/labels.py", "data/dataset.py", "data/case_table.py", "data/check.py"),
     "fingerprint": ("data/image.py", "data/labels.py", "data/cases.py", "prepare/fingerprint.py"),
     "plan": ("prepare/spacing.py", "prepare/topology.py", "prepare/plan.py"),
-    "splits": ("data/splits.py",),
+    "splits": ("data/given_splits.py", "data/splits.py"),
     "preprocess": (
         "data/image.py",
         "data/labels.py",
@@ -64,9 +66,13 @@ DECIDING_MODULES = {
         "training/sampling.py",
         "training/intensity.py",
         "training/augment.py",
+        "training/previous.py",
         "training/feed.py",
+        "training/unet.py",
+        "training/resenc.py",
         "training/network.py",
         "training/pretrained.py",
+        "training/target.py",
         "training/loss.py",
         "training/optimiser.py",
         "training/schedule.py",
@@ -96,6 +102,8 @@ DECIDING_MODULES = {
         "prepare/normalise.py",
         "prepare/resample.py",
         "prepare/preprocess.py",
+        "training/unet.py",
+        "training/resenc.py",
         "training/network.py",
         "inference/window.py",
         "inference/predict.py",
@@ -195,6 +203,15 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file so that it appears at once."""
     with new_file(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def link(source: Path, target: Path) -> None:
+    """Let a second name stand for a file that is never written again, where the file system can; else copy it."""
+    with new_file(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,14 @@ class Labels:
         return cls(names, None if order is None else tuple(order), content["ignore"], tuple(content["file_values"]))
 
 
+def belongs(array: NDArray[np.integer], values: Values) -> NDArray[np.bool_]:
+    """Where a label map has one of a class's values."""
+    mask: NDArray[np.bool_] = array == values[0]
+    for value in values[1:]:
+        mask |= array == value
+    return mask
+
+
 def parse(labels: Mapping[str, Any], order: Sequence[int] | None, where: object) -> Labels:
     """From `labels` and `regions_class_order` of a dataset.json, nnU-Net's or Decathlon's ({"1": "liver"}).
 

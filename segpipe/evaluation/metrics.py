@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from segpipe.data.labels import Labels
+from segpipe.data.labels import Labels, belongs
 
 Mask = NDArray[np.bool_]
 LabelMap = NDArray[np.integer]
@@ -51,7 +51,7 @@ def _mask_pairs(
     for name, values in labels.foreground.items():
         pair = None
         if annotated is None or name in annotated:
-            masks = [np.isin(array, values) for array in (predicted, reference)]
+            masks = [belongs(array, values) for array in (predicted, reference)]
             pair = (masks[0], masks[1]) if inside is None else (masks[0] & inside, masks[1] & inside)
         yield labels.key(name), pair, inside
 

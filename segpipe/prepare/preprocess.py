@@ -103,21 +103,22 @@ def preprocess(
     image, mask = image[:, *box], mask[box]
     shape = resampled_shape(mask.shape, grid.spacing_mm, grid.target_mm)
     separate = separate_axis(grid.spacing_mm, grid.target_mm)
-    maps = [None if one is None else one.transpose(forward)[box] for one in (label, previous)]
     # without an annotation the stage before says what else is not empty, as in nnU-Net, which takes it for one
-    known = next((one for one in maps if one is not None), None)
-    inside = mask if known is None else mask | (known != 0)
+    known = previous if label is None else label
+    inside = mask if known is None else mask | (known.transpose(forward)[box] != 0)
     normalised = _normalise(image, inside, plan, configuration)
     resampled = np.ascontiguousarray(resample_image(normalised, shape, separate))
-    label, previous = (None if one is None else _resample_map(one, mask, shape, separate) for one in maps)
-    return Prepared(resampled, label, grid, None if previous is None else np.maximum(previous, 0))
+    if label is not None:
+        label = resample_label(np.where(inside, label.transpose(forward)[box], np.int16(OUTSIDE)), shape, separate)
+    return Prepared(resampled, label, grid, None if previous is None else on_grid(previous, grid))
 
 
-def _resample_map(
-    label: NDArray[np.int16], mask: NDArray[np.bool_], shape: Sequence[int], separate: int | None
-) -> NDArray[np.int16]:
-    """Resample a label map, its background outside the nonzero region as OUTSIDE."""
-    return resample_label(np.where(mask | (label != 0), label, np.int16(OUTSIDE)), shape, separate)
+def on_grid(previous: NDArray[np.int16], grid: Grid) -> NDArray[np.int16]:
+    """A segmentation on the file's grid, resampled to that of the preprocessed case."""
+    forward = np.argsort(grid.transpose_backward)
+    cropped = previous.transpose(forward)[tuple(slice(start, stop) for start, stop in grid.crop)]
+    shape = resampled_shape(cropped.shape, grid.spacing_mm, grid.target_mm)
+    return resample_label(cropped, shape, separate_axis(grid.spacing_mm, grid.target_mm))
 
 
 def _normalise(

@@ -6,6 +6,7 @@ deletes them. Each case carries the digest of what determines it: a case that is
 """
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 
 from segpipe import digest
 from segpipe.data.cases import Cases
+from segpipe.data.labels import Labels, belongs
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 from segpipe.prepare import plan as plan_module
 from segpipe.prepare.plan import Configuration
-from segpipe.prepare.preprocess import Grid, Prepared, preprocess
+from segpipe.prepare.preprocess import Grid, Prepared, on_grid, preprocess
 
 log = getLogger(__name__)
 
@@ -32,14 +34,29 @@ PARTS = ("image.npy", "label.npy", "foreground.npy", "json")  # the files of a c
 # (nnunetv2/preprocessing/preprocessors/default_preprocessor.py).
 MIN_LOCATIONS = 10_000
 MIN_COVERAGE = 0.01
+ANNOTATED = 0  # stands for all annotated voxels where classes count from 1
 
 
-def build(cases: Cases, plan_path: Path, configuration: str, manifest: Path, runtime: Runtime) -> None:
-    """Preprocess the training cases that are not stored yet and write the manifest."""
+Previous = dict[str, dict[str, str]]  # of each case: the file that the stage before segmented, and its digest
+
+
+def build(
+    cases: Cases,
+    plan_path: Path,
+    configuration: str,
+    manifest: Path,
+    runtime: Runtime,
+    previous: Mapping[str, Path] | None = None,
+) -> None:
+    """Preprocess the training cases that are not stored yet and write the manifest.
+
+    previous : for a cascade, each case's segmentation by the stage before
+    """
     plan = plan_module.read(plan_path)
-    wanted = {case: _case_digest(cases, case, plan, configuration) for case in cases.training}
-    _make(cases, plan, configuration, manifest.parent / "cases", wanted, runtime)
-    digest.write_json(manifest, _manifest(cases, plan, configuration, wanted))
+    found = {case: {"file": os.fspath(path), "digest": digest.of_file(path)} for case, path in (previous or {}).items()}
+    store = _store(cases, plan, configuration, manifest.parent / "cases", found)
+    _make(store, runtime)
+    digest.write_json(manifest, _manifest(store))
 
 
 def ensure(cases: Cases, plan_path: Path, manifest: Path, runtime: Runtime) -> "Store":
@@ -47,22 +64,28 @@ def ensure(cases: Cases, plan_path: Path, manifest: Path, runtime: Runtime) -> "
 
     Raises SegpipeError where the manifest was written for other inputs or settings.
     """
-    plan = plan_module.read(plan_path)
     content = digest.read_json(manifest)
-    configuration = content["configuration"]
-    wanted = {case: _case_digest(cases, case, plan, configuration) for case in cases.training}
-    if content != _manifest(cases, plan, configuration, wanted):
+    plan, previous = plan_module.read(plan_path), content.get("previous", {})
+    store = _store(cases, plan, content["configuration"], manifest.parent / "cases", previous)
+    if content != _manifest(store):
         raise SegpipeError(
             problem(
                 "the preprocessed cases belong to other inputs or settings",
                 where=manifest,
                 found=f"digest {content.get('digest')}",
-                expected=f"digest {_manifest(cases, plan, configuration, wanted)['digest']}",
+                expected=f"digest {store.digest}",
                 cure="run the rule preprocess again (snakemake or dvc repro does)",
             )
         )
-    _make(cases, plan, configuration, manifest.parent / "cases", wanted, runtime)
-    return Store(manifest.parent / "cases", cases, plan, configuration, content["digest"])
+    _make(store, runtime)
+    return store
+
+
+def _store(cases: Cases, plan: dict[str, Any], configuration: str, folder: Path, previous: Previous) -> "Store":
+    wanted = {case: _case_digest(cases, case, plan, configuration) for case in cases.training}
+    segmented = {case: entry["digest"] for case, entry in previous.items()}
+    identity = digest.of([wanted, cases.labels.to_json(), segmented])
+    return Store(folder, cases, plan, configuration, identity, wanted, previous)
 
 
 def _case_digest(cases: Cases, case: str, plan: dict[str, Any], configuration: str) -> str:
@@ -73,26 +96,29 @@ def _case_digest(cases: Cases, case: str, plan: dict[str, Any], configuration: s
         planned.spacing_mm,
         planned.normalisation,
         planned.use_mask_for_norm,
+        cases.labels.to_json(),
     ]
     return digest.of([cases.identity(case), settings, digest.of_code("preprocess")])
 
 
-def _manifest(cases: Cases, plan: dict[str, Any], configuration: str, wanted: dict[str, str]) -> dict[str, Any]:
-    return {"configuration": configuration, "digest": digest.of([wanted, cases.labels.to_json()]), "cases": wanted}
+def _manifest(store: "Store") -> dict[str, Any]:
+    content = {"configuration": store.configuration, "digest": store.digest, "cases": store.wanted}
+    return {**content, "previous": store.previous} if store.previous else content
 
 
-def _make(
-    cases: Cases, plan: dict[str, Any], configuration: str, folder: Path, wanted: dict[str, str], runtime: Runtime
-) -> None:
+def _make(store: "Store", runtime: Runtime) -> None:
     """Make the cases whose stored digest is not the wanted one. A lock keeps a second process from the same work."""
-    with digest.exclusive(folder.parent / ".lock", f"preprocessing {configuration}"):
+    folder, wanted = store.folder, store.wanted
+    with digest.exclusive(folder.parent / ".lock", f"preprocessing {store.configuration}"):
         missing = [case for case in wanted if _stored_digest(folder, case) != wanted[case]]
         with ThreadPoolExecutor(runtime.threads or os.cpu_count()) as pool:
-            jobs = [pool.submit(_make_case, cases, case, plan, configuration, folder, wanted[case]) for case in missing]
-            for job in jobs:
+            for job in [pool.submit(_make_case, store, case) for case in missing]:
+                job.result()
+            for job in [pool.submit(_make_previous, store, case) for case in store.previous]:
                 job.result()
     if missing:
-        log.info("%s: %d cases preprocessed, %d were there", configuration, len(missing), len(wanted) - len(missing))
+        done = len(wanted) - len(missing)
+        log.info("%s: %d cases preprocessed, %d were there", store.configuration, len(missing), done)
 
 
 def _stored_digest(folder: Path, case: str) -> str | None:
@@ -101,18 +127,55 @@ def _stored_digest(folder: Path, case: str) -> str | None:
     return digest.read_json(folder / f"{case}.json")["digest"] if whole else None
 
 
-def _make_case(cases: Cases, case: str, plan: dict[str, Any], configuration: str, folder: Path, wanted: str) -> None:
-    volume = cases.read_image(case)
-    label = cases.read_label(case)
-    image = volume.array.astype(np.float32, copy=False)
-    prepared = preprocess(image, label, volume.spacing_mm, plan, plan["configurations"][configuration])
-    assert prepared.label is not None
+def _make_case(store: "Store", case: str) -> None:
+    folder = store.folder
     # the record goes first and comes last: without it the arrays count as missing
     (folder / f"{case}.json").unlink(missing_ok=True)
+    if _link_twin(store, case):
+        return
+    volume, label = store.cases.read_image(case), store.cases.read_label(case)
+    image = volume.array.astype(np.float32, copy=False)
+    prepared = preprocess(image, label, volume.spacing_mm, store.plan, store.planned)
+    assert prepared.label is not None
     _save(folder / f"{case}.image.npy", prepared.image)
     _save(folder / f"{case}.label.npy", prepared.label)
-    _save(folder / f"{case}.foreground.npy", foreground_locations(prepared.label))
-    digest.write_json(folder / f"{case}.json", {"digest": wanted, "grid": asdict(prepared.grid)})
+    _save(folder / f"{case}.foreground.npy", foreground_locations(prepared.label, store.cases.labels))
+    digest.write_json(folder / f"{case}.json", {"digest": store.wanted[case], "grid": asdict(prepared.grid)})
+
+
+def _link_twin(store: "Store", case: str) -> bool:
+    """Take the files of another configuration that prepares its cases alike: a cascade has those of 3d_fullres.
+
+    Files are replaced, never written again, so both may have the same.
+    """
+    for folder in store.folder.parents[1].glob("*/cases"):
+        if folder != store.folder and _stored_digest(folder, case) == store.wanted[case]:
+            for part in PARTS:
+                digest.link(folder / f"{case}.{part}", store.folder / f"{case}.{part}")
+            return True
+    return False
+
+
+def _make_previous(store: "Store", case: str) -> None:
+    """Put what the stage before segmented onto the grid of a stored case."""
+    target, record = (store.folder / f"{case}.previous.{ending}" for ending in ("npy", "json"))
+    wanted = digest.of([store.wanted[case], store.previous[case]["digest"]])
+    if target.exists() and record.exists() and digest.read_json(record) == wanted:
+        return
+    file = Path(store.previous[case]["file"])
+    if not file.exists() or digest.of_file(file) != store.previous[case]["digest"]:
+        raise SegpipeError(
+            problem(
+                "the segmentation by the stage before is not the one that was prepared",
+                where=file,
+                found="another file" if file.exists() else "no file",
+                expected=f"digest {store.previous[case]['digest']}",
+                cure="run the rule preprocess again (snakemake or dvc repro does)",
+            )
+        )
+    record.unlink(missing_ok=True)
+    _save(target, on_grid(store.cases.read_segmentation(file), store.grid(case)))
+    digest.write_json(record, wanted)
 
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:
@@ -120,15 +183,22 @@ def _save(path: Path, array: NDArray[np.generic]) -> None:
         np.save(file, array)
 
 
-def foreground_locations(label: NDArray[np.int16], seed: int = 1234) -> NDArray[np.int64]:
-    """(N, 2): class and flat voxel index, sorted by class; a random part of large classes."""
+def foreground_locations(label: NDArray[np.int16], labels: Labels, seed: int = 1234) -> NDArray[np.int64]:
+    """(N, 2): class and flat voxel index, sorted by class; a random part of large classes.
+
+    Classes or regions are counted from 1 in the order of `labels.foreground`. With an ignore label 0 stands for all
+    voxels that are annotated, background as well (data_loader.py of nnU-Net centres patches on them).
+    """
     rng = np.random.default_rng(seed)
+    masks = [(index, belongs(label, values)) for index, values in enumerate(labels.foreground.values(), 1)]
+    if labels.ignore is not None:
+        masks.insert(0, (ANNOTATED, label != labels.ignore))
     rows = []
-    for value in np.unique(label[label > 0]):
-        voxels = np.flatnonzero(label == value)
+    for index, mask in masks:
+        voxels = np.flatnonzero(mask)
         count = max(min(MIN_LOCATIONS, len(voxels)), int(np.ceil(len(voxels) * MIN_COVERAGE)))
         chosen = voxels if count == len(voxels) else np.sort(rng.choice(voxels, count, replace=False))
-        rows.append(np.stack([np.full(count, value, np.int64), chosen], axis=1))
+        rows.append(np.stack([np.full(count, index, np.int64), chosen], axis=1))
     return np.concatenate(rows) if rows else np.empty((0, 2), np.int64)
 
 
@@ -137,23 +207,32 @@ class StoredCase:
     """One preprocessed case, memory-mapped.
 
     image : (C, Z, Y, X) float32; label : (Z, Y, X) int16
-    foreground : class to flat voxel indices
+    foreground : class or region, counted from 1, to flat voxel indices; none is empty
+    annotated : flat indices of voxels that are annotated, or None where all are
+    previous : (Z, Y, X) int16, the segmentation of a cascade's stage before, or None
     """
 
     image: NDArray[np.float32]
     label: NDArray[np.int16]
     foreground: dict[int, NDArray[np.int64]]
+    annotated: NDArray[np.int64] | None = None
+    previous: NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True)
 class Store:
-    """The preprocessed cases of one configuration."""
+    """The preprocessed cases of one configuration.
+
+    wanted : digest of each case; previous : the files that a cascade's stage before segmented
+    """
 
     folder: Path
     cases: Cases
     plan: dict[str, Any]
     configuration: str
     digest: str
+    wanted: dict[str, str]
+    previous: Previous
 
     @cached_property
     def planned(self) -> Configuration:
@@ -166,13 +245,22 @@ class Store:
         locations = np.load(self.folder / f"{case}.foreground.npy")
         values, starts = np.unique(locations[:, 0], return_index=True)
         groups = np.split(locations[:, 1], starts[1:]) if len(values) else []
+        foreground = {int(value): group for value, group in zip(values, groups, strict=True)}
+        ignoring = self.cases.labels.ignore is not None
         return StoredCase(
             np.load(self.folder / f"{case}.image.npy", mmap_mode="r"),
             np.load(self.folder / f"{case}.label.npy", mmap_mode="r"),
-            {int(value): group for value, group in zip(values, groups, strict=True)},
+            {index: voxels for index, voxels in foreground.items() if index != ANNOTATED},
+            foreground.get(ANNOTATED, np.empty(0, np.int64)) if ignoring else None,
+            np.load(self.folder / f"{case}.previous.npy", mmap_mode="r") if self.previous else None,
         )
+
+    def grid(self, case: str) -> Grid:
+        """The way back of a stored case."""
+        return Grid.from_json(digest.read_json(self.folder / f"{case}.json")["grid"])
 
     def read(self, case: str) -> Prepared:
         """A whole case with its way back."""
-        grid = Grid.from_json(digest.read_json(self.folder / f"{case}.json")["grid"])
-        return Prepared(np.load(self.folder / f"{case}.image.npy"), np.load(self.folder / f"{case}.label.npy"), grid)
+        image, label = (np.load(self.folder / f"{case}.{part}.npy") for part in ("image", "label"))
+        previous = np.load(self.folder / f"{case}.previous.npy") if self.previous else None
+        return Prepared(image, label, self.grid(case), previous)

@@ -4,7 +4,8 @@ Each transform is a pair: `draw_*` takes random numbers and returns parameters, 
 `apply_*` is a function of its arguments. Parameters are drawn first, so only the voxels that a sample needs are read:
 two thirds of the samples are neither rotated nor scaled and are read as they are.
 
-Images are (C, Z, Y, X) float32 tensors and labels (Z, Y, X) int16; 2d patches have one slice.
+Images are (C, Z, Y, X) float32 tensors; maps (M, Z, Y, X) int16 are the label and, in a cascade, what the stage before
+segmented. 2d patches have one slice.
 """
 
 from collections.abc import Sequence
@@ -99,9 +100,9 @@ def _turn(angle: float) -> NDArray[np.float64]:
 def read_patch(
     case: StoredCase, reach: Box, geometry: Geometry, matrix: NDArray[np.float64] | None
 ) -> tuple[Tensor, Tensor]:
-    """Read a patch from the middle of the box `reach`, rotated and scaled by `matrix`.
+    """Read image and maps of a patch from the middle of the box `reach`, rotated and scaled by `matrix`.
 
-    Beyond the volume and beyond the box the image is 0 and the label PADDING_LABEL, as in nnU-Net, which cuts the
+    Beyond the volume and beyond the box the image is 0 and the maps PADDING_LABEL, as in nnU-Net, which cuts the
     box out before it rotates.
     """
     if matrix is None:
@@ -115,8 +116,10 @@ def read_patch(
     centre = (np.array(reach.size) - 1) / 2
     first = np.maximum(np.floor(centre - extent).astype(int) - 1, 0)
     last = np.minimum(np.ceil(centre + extent).astype(int) + 1, np.array(reach.size) - 1)
-    image, label = _read(case, Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
-    return _rotate(image, label, geometry, matrix, centre - first)
+    image, maps = _read(case, Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
+    around = centre - first
+    turned = [_rotate_map(one, geometry, matrix, around) for one in maps]
+    return _sample(image, geometry, matrix, around), torch.stack(turned)
 
 
 def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
@@ -124,28 +127,26 @@ def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
     shape = case.label.shape
     inside = tuple(slice(max(a, 0), max(min(a + n, s), 0)) for a, n, s in zip(box.start, box.size, shape, strict=True))
     image = torch.from_numpy(np.array(case.image[:, *inside]))
-    label = torch.from_numpy(np.array(case.label[inside]))
+    stored = [case.label] if case.previous is None else [case.label, case.previous]
+    maps = torch.from_numpy(np.stack([one[inside] for one in stored]))
     sides = zip(box.start, box.size, inside, strict=True)
     before_after = [(max(side.start - a, 0), max(a + n - max(side.stop, side.start), 0)) for a, n, side in sides]
     padding = [width for pair in reversed(before_after) for width in pair]
-    return pad(image, padding), pad(label, padding, value=PADDING_LABEL)
+    return pad(image, padding), pad(maps, padding, value=PADDING_LABEL)
 
 
-def _rotate(
-    image: Tensor, label: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]
-) -> tuple[Tensor, Tensor]:
-    """Linear interpolation; of each label's mask for the label, where the highest wins."""
+def _rotate_map(label: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
+    """Linear interpolation of each label's mask; the highest wins."""
     values = torch.unique(label)
     masks = (label == values.view(-1, 1, 1, 1)).float()
-    both = _sample(torch.cat([image, masks]), geometry, matrix, centre)
-    image, scores = both[: len(image)], both[len(image) :]
+    scores = _sample(masks, geometry, matrix, centre)
     outside = 1 - scores.sum(0)
     best = scores[values == PADDING_LABEL].sum(0) + outside  # padding, and what lies outside the box
     winner = torch.full_like(best, PADDING_LABEL, dtype=label.dtype)
     for value, score in zip(values, scores, strict=True):
         winner = torch.where(score > best, value, winner)
         best = torch.maximum(score, best)
-    return image, winner
+    return winner
 
 
 def _sample(channels: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
@@ -170,11 +171,12 @@ def draw_mirror(rng: Generator, axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def augmented_patch(rng: Generator, case: StoredCase, reach: Box, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Draw everything, then read and transform one patch. The label still holds PADDING_LABEL."""
+    """Draw everything, then read and transform one patch. The maps still hold PADDING_LABEL."""
     matrix = draw_spatial(rng, geometry)
     # 2d patches have no third axis to blur; flat 3d patches do (only their rotation and resolution are in plane)
     drawn = intensity.draw(rng, len(case.image), 2 if geometry.patch_size[0] == 1 else 3)
     axes = draw_mirror(rng, geometry.mirror_axes)
-    image, label = read_patch(case, reach, geometry, matrix)
+    image, maps = read_patch(case, reach, geometry, matrix)
     image = intensity.apply(image, drawn, geometry.in_plane)
-    return image.flip([axis + 1 for axis in axes]), label.flip(list(axes))
+    flipped = [axis + 1 for axis in axes]
+    return image.flip(flipped), maps.flip(flipped)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from segpipe.params import Train
+from segpipe.prepare.preprocess import one_hot
 from segpipe.prepare.store import Store, StoredCase
+from segpipe.training import previous
 from segpipe.training.augment import Geometry, augmented_patch, read_patch
 from segpipe.training.sampling import TRAINING, VALIDATION, Box, case_in_pass, draw_box, forced_foreground, generator
 
@@ -19,13 +21,21 @@ from segpipe.training.sampling import TRAINING, VALIDATION, Box, case_in_pass, d
 class Batch:
     """What one step sees.
 
-    image : (B, C, Z, Y, X) or (B, C, Y, X) float32; label : (B, Z, Y, X) or (B, Y, X) int64
+    image : (B, C, Z, Y, X) or (B, C, Y, X) float32, with the masks of a cascade's stage before
+    label : (B, Z, Y, X) or (B, Y, X) int64, the ignore label included
+    known : (B, heads) bool, the classes that each sample's case has annotations of; None where all have of all
     sources : case and box of each sample
     """
 
     image: torch.Tensor
     label: torch.Tensor
+    known: torch.Tensor | None
     sources: list[tuple[str, Box]]
+
+    def pinned(self) -> "Batch":
+        """The same in page-locked memory."""
+        known = None if self.known is None else self.known.pin_memory()
+        return Batch(self.image.pin_memory(), self.label.pin_memory(), known, self.sources)
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,9 @@ class Feed:
         if len(self.store.planned.patch_size) == 2:
             image, label = image.squeeze(2), label.squeeze(1)
         sources = [source for _, _, source in samples]
-        return Batch(image.pin_memory(), label.pin_memory(), sources) if self.pin else Batch(image, label, sources)
+        known = torch.stack([self._known(case) for case, _ in sources]) if self._partly_labelled else None
+        batch = Batch(image, label, known, sources)
+        return batch.pinned() if self.pin else batch
 
     def _sample(
         self, stream: int, step: int, sample: int, n_in_step: int, force: bool
@@ -81,11 +93,30 @@ class Feed:
         margin = [outer - inner for outer, inner in zip(reach, patch, strict=True)]
         box = draw_box(rng, case, reach, margin, force)
         if augment:
-            image, label = augmented_patch(rng, case, box, self.geometry)
-            image = self._masked(image, label)
+            image, maps = augmented_patch(rng, case, box, self.geometry)
+            image = self._masked(image, maps[0])
         else:
-            image, label = read_patch(case, box, self.geometry, None)
-        return image, label, (name, box)
+            image, maps = read_patch(case, box, self.geometry, None)
+        if case.previous is not None:
+            image = torch.cat([image, self._previous(maps[1], rng if augment else None)])
+        return image, maps[0], (name, box)
+
+    def _previous(self, segmented: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
+        """A mask per class of what the stage before segmented in a patch; made worse where there is a generator."""
+        masks = torch.from_numpy(one_hot(segmented.numpy(), self.store.cases.labels))
+        return masks if rng is None else previous.apply(masks, previous.draw(rng, len(masks)))
+
+    @cached_property
+    def _partly_labelled(self) -> bool:
+        """Whether any case lacks annotations of a class."""
+        return any(self.store.cases.annotated(case) is not None for case in self.opened)
+
+    def _known(self, case: str) -> torch.Tensor:
+        """(heads,) bool: which classes a case has annotations of."""
+        heads, annotated = self.store.cases.labels.heads, self.store.cases.annotated(case)
+        return torch.tensor(
+            [annotated is None or name in annotated or values == (0,) for name, values in heads.items()]
+        )
 
     def _case(self, rng: np.random.Generator, stream: int, number: int) -> str:
         """The case of a sample, counted from the start of its stream."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from segpipe.params import Train
-from segpipe.training import averaging, divergence, selection
+from segpipe.training import averaging, divergence, selection, target
 from segpipe.training.feed import Batch, Feed, ahead
 from segpipe.training.loss import SegmentationLoss
 from segpipe.training.network import require_shape
@@ -148,7 +148,7 @@ def _sums_elsewhere(training: Training, step: int, batches: Sequence[Batch]) -> 
     for part, batch in enumerate(batches):
         _seed(training, step, part)
         outputs, label = _outputs(training, training.network, batch)
-        sums.append(training.loss.sums(outputs, label))
+        sums.append(training.loss.sums(outputs, label, _known(training, batch)))
     for buffer, before in zip(training.network.buffers(), buffers, strict=True):
         buffer.copy_(before)  # running statistics count each batch once
     total = [torch.stack(level).sum(0) for level in zip(*sums, strict=True)]
@@ -178,7 +178,7 @@ def _evaluate(training: Training, network: nn.Module, between: Callable[[], None
         between()
         loss, logits, label = _loss(training, network, batch, None)
         losses.append(loss)
-        counts.append(_overlaps(logits.argmax(1), label, logits.shape[1]))
+        counts.append(target.overlaps(logits, label, training.feed.store.cases.labels, _known(training, batch)))
     overlap, total = torch.stack(counts).sum(0).tolist()
     dice = [2 * o / t if t else None for o, t in zip(overlap, total, strict=True)]
     known = [value for value in dice if value is not None]
@@ -211,7 +211,7 @@ def _on_whole_cases(training: Training) -> Row:
 def _loss(training: Training, network: nn.Module, batch: Batch, elsewhere: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a batch, the logits at full resolution, and the label on the device."""
     outputs, label = _outputs(training, network, batch)
-    return training.loss(outputs, label, elsewhere), outputs[0], label
+    return training.loss(outputs, label, elsewhere, _known(training, batch)), outputs[0], label
 
 
 def _outputs(training: Training, network: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -224,10 +224,6 @@ def _outputs(training: Training, network: nn.Module, batch: Batch) -> tuple[list
     return outputs, label
 
 
-def _overlaps(predicted: Tensor, label: Tensor, n_classes: int) -> Tensor:
-    """(2, foreground classes): voxels in both, and in one plus in the other."""
-    both = torch.bincount(label[predicted == label], minlength=n_classes)
-    either = torch.bincount(predicted.flatten(), minlength=n_classes) + torch.bincount(
-        label.flatten(), minlength=n_classes
-    )
-    return torch.stack([both[1:], either[1:]])
+def _known(training: Training, batch: Batch) -> Tensor | None:
+    """The classes that each sample's case has annotations of, on the device."""
+    return None if batch.known is None else batch.known.to(training.device, non_blocking=training.feed.pin)

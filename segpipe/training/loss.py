@@ -4,17 +4,20 @@ By default nnU-Net's soft Dice and cross-entropy with deep supervision (nnunetv2
 have a deterministic gradient on CUDA: classes are picked by a one-hot product, never by nll_loss, gather or an index.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, max_pool2d, max_pool3d
+from torch.nn.functional import log_softmax, logsigmoid, max_pool2d, max_pool3d
 
 from segpipe import plugins
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.params.train import Loss
+from segpipe.training import target
 from segpipe.training.check import class_weight_problems
+from segpipe.training.target import Target
 
 SMOOTH = 1e-5
 SMALLEST_MISS = 1e-12  # (1 - p)^gamma has an infinite slope at p = 1 where gamma < 1
@@ -33,7 +36,7 @@ class SegmentationLoss:
     """
 
     def __init__(self, settings: Loss, labels: Labels, batch_dice: bool) -> None:
-        self.settings, self.batch_dice = settings, batch_dice
+        self.settings, self.labels, self.batch_dice = settings, labels, batch_dice
         self.custom = None if settings.custom is None else plugins.load(settings.custom, "train.loss.custom")
         self.class_weights = _class_weights(settings.class_weights, labels)
         self.joint = batch_dice and settings.region_weight > 0 and self.custom is None
@@ -66,11 +69,20 @@ class SegmentationLoss:
         weights = self.settings.deep_supervision or [0.5**i for i in range(n_outputs)]
         return [weight / sum(weights) for weight in weights]
 
-    def __call__(self, outputs: Sequence[Tensor], label: Tensor, elsewhere: Sequence[Tensor] | None = None) -> Tensor:
+    def __call__(
+        self,
+        outputs: Sequence[Tensor],
+        label: Tensor,
+        elsewhere: Sequence[Tensor] | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Weighted sum over the resolutions, a float32 scalar.
 
-        outputs : logits (B, classes, ...) of any floating type, the finest first
-        label : (B, ...) int64, at full resolution
+        outputs : logits (B, heads, ...) of any floating type, the finest first
+        label : (B, ...) int64, at full resolution; where it is the ignore label nothing counts
+        known : (B, heads) bool, the classes that a sample's case has annotations of. Of plain classes the others
+            belong to the background, whose probability takes theirs in (Shi 2021, arXiv:2007.03868, marginal loss);
+            regions that are not known are left out.
         elsewhere : sum of the `sums` of all other micro-batches of the same optimiser step, needed where `joint`. The
             loss is then that of all of them together, so the mean over micro-batches is as well. Its gradient goes
             through this micro-batch alone, times the number k of micro-batches: the mean of k such gradients, which
@@ -80,44 +92,67 @@ class SegmentationLoss:
             self.class_weights = self.class_weights.to(label.device)
         others = [None] * len(outputs) if elsewhere is None else elsewhere
         terms = [
-            weight * self._at_one_resolution(logits, downsampled(label, logits.shape[2:]), other)
+            weight * self._at_one_resolution(logits, downsampled(label, logits.shape[2:]), other, known)
             for weight, logits, other in zip(self.weights(len(outputs)), outputs, others, strict=True)
             if weight > 0
         ]
         return torch.stack(terms).sum()
 
     @torch.no_grad()
-    def sums(self, outputs: Sequence[Tensor], label: Tensor) -> list[Tensor]:
+    def sums(self, outputs: Sequence[Tensor], label: Tensor, known: Tensor | None = None) -> list[Tensor]:
         """For `elsewhere`: of each output the region sums of the micro-batch, and its number of samples.
 
         (4, foreground classes) float32: overlap, probability mass, reference voxels, samples. They may be added.
         """
         sums = []
         for logits in outputs:
-            log_p, reference = _by_class(logits, downsampled(label, logits.shape[2:]))
-            region = _region_sums(log_p, reference).sum(1)
+            aim = target.of(downsampled(label, logits.shape[2:]), self.labels, known)
+            region = self._region_sums(self._log_probabilities(logits, aim)[0], aim).sum(1)
             sums.append(torch.cat([region, torch.full_like(region[:1], len(logits))]))
         return sums
 
-    def _at_one_resolution(self, logits: Tensor, label: Tensor, others: Tensor | None) -> Tensor:
-        """A float32 scalar. logits : (B, classes, ...); label : (B, ...); others : (4, foreground classes) or None"""
+    def _at_one_resolution(self, logits: Tensor, label: Tensor, others: Tensor | None, known: Tensor | None) -> Tensor:
+        """A float32 scalar. logits : (B, heads, ...); label : (B, ...); others : (4, foreground classes) or None"""
         if self.custom is not None:
             return _scalar(self.custom(logits.float(), label))
-        log_p, reference = _by_class(logits, label)
+        aim = target.of(label, self.labels, known)
+        log_p, log_not_p = self._log_probabilities(logits, aim)
         loss = log_p.new_zeros(())
         if self.settings.region_weight > 0:
-            loss = loss + self.settings.region_weight * self._region(log_p, reference, others)
+            loss = loss + self.settings.region_weight * self._region(log_p, aim, others)
         if self.settings.voxel_weight > 0:
-            loss = loss + self.settings.voxel_weight * self._voxel(-(log_p * reference).sum(1), label)
+            entropy = _entropy(log_p, log_not_p, aim)
+            loss = loss + self.settings.voxel_weight * self._voxel(entropy, label, aim)
         return loss
 
-    def _region(self, log_p: Tensor, reference: Tensor, others: Tensor | None) -> Tensor:
+    def _log_probabilities(self, logits: Tensor, aim: Target) -> tuple[Tensor, Tensor | None]:
+        """Of being in each class, and of regions also of being outside; both (B, heads, voxels) float32."""
+        scores = logits.float().flatten(2)
+        if self.labels.has_regions:
+            return logsigmoid(scores), logsigmoid(-scores)
+        log_p = log_softmax(scores, 1)
+        if aim.known is None:
+            return log_p, None
+        in_background = aim.known[:, 1:, None] == 0
+        merged = torch.cat([log_p[:, :1], log_p[:, 1:].masked_fill(~in_background, -math.inf)], 1).logsumexp(1, True)
+        return torch.cat([merged, log_p[:, 1:]], 1), None
+
+    def _region_sums(self, log_p: Tensor, aim: Target) -> Tensor:
+        """(3, B, foreground classes): overlap, probability mass and reference voxels, of what is annotated."""
+        first = len(self.labels.heads) - len(self.labels.foreground)
+        probability, reference = log_p[:, first:].exp(), aim.reference[:, first:]
+        if aim.inside is not None:
+            probability, reference = probability * aim.inside[:, None], reference * aim.inside[:, None]
+        sums = torch.stack([(probability * reference).sum(2), probability.sum(2), reference.sum(2)])
+        return sums if aim.known is None else sums * aim.known[:, first:]
+
+    def _region(self, log_p: Tensor, aim: Target, others: Tensor | None) -> Tensor:
         """Minus the mean Tversky index of the foreground classes (Salehi 2017, arXiv:1706.05721), or minus the Dice.
 
         With the smoothing of nnunetv2/training/loss/dice.py: (2 overlap + s) / (mass + reference + s), which is the
         index where false positives and false negatives weigh 1/2 each.
         """
-        sums = _region_sums(log_p, reference)
+        sums = self._region_sums(log_p, aim)
         if self.batch_dice:
             sums = sums.sum(1)
             if others is not None:
@@ -128,25 +163,41 @@ class SegmentationLoss:
         # overlap + alpha * (mass - overlap) + beta * (voxels - overlap), twice
         size = (2 - 2 * alpha - 2 * beta) * overlap + 2 * alpha * mass + 2 * beta * voxels
         index = (2 * overlap + SMOOTH) / (size + SMOOTH)
-        if self.class_weights is None:
+        if self.class_weights is None and aim.known is None:
             return -index.mean()
-        weights = self.class_weights[1:]
-        return -(index * (weights / weights.sum())).sum(-1).mean()
+        weights = torch.ones_like(index)
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[-index.shape[-1] :]
+        if aim.known is not None and not self.batch_dice:
+            weights = weights * aim.known[:, -index.shape[-1] :]
+        return -((index * weights).sum(-1) / weights.sum(-1).clamp_min(SMOOTH)).mean()
 
-    def _voxel(self, entropy: Tensor, label: Tensor) -> Tensor:
-        """Mean over all voxels of the weighted cost; the number of voxels divides, not the sum of the weights.
+    def _voxel(self, entropy: Tensor, label: Tensor, aim: Target) -> Tensor:
+        """Mean over all annotated voxels of the weighted cost, sample by sample; their number divides, not the sum of
+        the weights.
 
-        entropy : (B, voxels), plain cross-entropy, by which topk chooses before any weight; label : (B, ...)
+        entropy : (B, 1 or regions, voxels), plain cross-entropy, by which topk chooses before any weight
+        label : (B, ...)
         """
         cost = focal(entropy, self.settings.focal_gamma) if self.settings.voxel == "focal" else entropy
-        if self.settings.voxel == "topk":
-            cost = cost * hardest(entropy, self.settings.topk_percent)
         if self.class_weights is not None:
-            cost = cost * self.class_weights[label.flatten(1)]
+            cost = cost * self._weights_of(label)
+        cost = cost.mean(1)
+        if self.settings.voxel == "topk":
+            cost = cost * hardest(entropy.mean(1), self.settings.topk_percent)
         if self.settings.boundary_weight > 0:
             near = near_border(label, self.settings.boundary_width).flatten(1)
             cost = cost * (1 + self.settings.boundary_weight * near)
-        return cost.mean()
+        if aim.inside is None:
+            return cost.mean()
+        return (cost.sum(1) / aim.inside.sum(1).clamp_min(1)).mean()
+
+    def _weights_of(self, label: Tensor) -> Tensor:
+        """The weight of each voxel's class (B, 1, voxels), or of each region (1, regions, 1)."""
+        assert self.class_weights is not None
+        if self.labels.has_regions:
+            return self.class_weights.view(1, -1, 1)
+        return self.class_weights[label.flatten(1).clamp_max(len(self.class_weights) - 1)][:, None]
 
 
 def downsampled(label: Tensor, shape: Sequence[int]) -> Tensor:
@@ -190,16 +241,15 @@ def near_border(label: Tensor, width: int) -> Tensor:
     return ends.sum(1) != 0
 
 
-def _by_class(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and the label as 0 and 1, both (B, classes, voxels) float32."""
-    classes = torch.arange(logits.shape[1], device=label.device).view(1, -1, 1)
-    return log_softmax(logits.float(), 1).flatten(2), (label.flatten(1)[:, None] == classes).float()
-
-
-def _region_sums(log_p: Tensor, reference: Tensor) -> Tensor:
-    """(3, B, foreground classes): overlap, probability mass and reference voxels. Both arguments as of `_by_class`."""
-    probability, reference = log_p[:, 1:].exp(), reference[:, 1:]
-    return torch.stack([(probability * reference).sum(2), probability.sum(2), reference.sum(2)])
+def _entropy(log_p: Tensor, log_not_p: Tensor | None, aim: Target) -> Tensor:
+    """Cross-entropy of each voxel, (B, 1, voxels), or of each voxel and region; 0 where nobody annotated."""
+    if log_not_p is None:
+        entropy = -(log_p * aim.reference).sum(1, keepdim=True)
+    else:
+        entropy = -(log_p * aim.reference + log_not_p * (1 - aim.reference))
+        if aim.known is not None:
+            entropy = entropy * aim.known[..., None]
+    return entropy if aim.inside is None else entropy * aim.inside[:, None]
 
 
 def _together(own: Tensor, n_samples: int, others: Tensor) -> Tensor:

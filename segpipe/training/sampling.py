@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segpipe.prepare.store import StoredCase
 
@@ -51,15 +52,24 @@ def draw_box(
     margin : voxels by which a box may reach beyond the volume in total, so that borders are seen as often as the
         inside; raised where the volume is smaller than the box
     force : centre the box on a voxel of a class that the case has, where it has any
+
+    Where only a part of a case is annotated, the other boxes are centred on an annotated voxel.
     """
     shape = case.label.shape
     needed = [max(m, edge - n) for m, edge, n in zip(margin, size, shape, strict=True)]
     low = [-need // 2 for need in needed]
     high = [n + need // 2 + need % 2 - edge for n, need, edge in zip(shape, needed, size, strict=True)]
-    if force and case.foreground:
-        voxels = case.foreground[int(rng.choice(list(case.foreground)))]
+    voxels = _centres(rng, case, force)
+    if voxels is not None and len(voxels):
         voxel = np.unravel_index(int(rng.choice(voxels)), shape)
         start = [max(lo, int(v) - edge // 2) for lo, v, edge in zip(low, voxel, size, strict=True)]
     else:
         start = [int(rng.integers(lo, hi + 1)) for lo, hi in zip(low, high, strict=True)]
     return Box(tuple(start), tuple(size))
+
+
+def _centres(rng: np.random.Generator, case: StoredCase, force: bool) -> NDArray[np.int64] | None:
+    """The voxels of which one becomes the centre of a box; None for a place without regard to the label."""
+    if force and case.foreground:
+        return case.foreground[int(rng.choice(list(case.foreground)))]
+    return case.annotated
