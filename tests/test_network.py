@@ -1,4 +1,4 @@
-"""The plain U-Net: nnU-Net's names, shapes and outputs; weights decided by the seed."""
+"""The U-Nets: nnU-Net's names, shapes and outputs; weights decided by the seed."""
 
 import json
 from math import prod, sqrt

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from segpipe.prepare.plan import Configuration
-from segpipe.training.network import ConvBlock, PlainConvUNet
+from segpipe.training.unet import ConvBlock, PlainConvUNet
 
 
 class ResidualStage(nn.Module):
