@@ -1,4 +1,4 @@
-"""cases.tsv beside dataset.json: what is known of each case (patient, site, ...), and which classes it is annotated for.
+"""cases.tsv beside dataset.json: what is known of each case (patient, site, ...), and which classes it has annotated.
 
 Tab separated, with a header. The first column is `case`. A column `annotated` names the classes or regions of a partly
 labelled case, separated by semicolons; empty: all of them. Every other column is an attribute that folds may follow.

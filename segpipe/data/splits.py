@@ -1,56 +1,183 @@
-"""The folds of the cross-validation: the ones that nnU-Net draws (nnunetv2/utilities/crossval_split.py)."""
+"""The folds of the cross-validation: nnU-Net's draw, groups and strata from cases.tsv, a site held out, or given ones.
 
+nnU-Net's is that of nnunetv2/utilities/crossval_split.py.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import KFold
+from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from segpipe import digest
+from segpipe.data import given_splits
 from segpipe.data.cases import Cases
+from segpipe.data.given_splits import Fold
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Splits
 
 log = getLogger(__name__)
 
-Fold = dict[str, list[str]]
-
-
-def draw(cases: list[str], settings: Splits) -> list[Fold]:
-    """Shuffled k-fold over the sorted case ids: one {"train": ids, "val": ids} per fold."""
-    ids = np.array(sorted(cases))
-    folds = KFold(settings.n_folds, shuffle=True, random_state=settings.seed)
-    return [{"train": ids[train].tolist(), "val": ids[val].tolist()} for train, val in folds.split(ids)]
+Column = Mapping[str, str]
+SIDES = ("train", "val")
 
 
 def write(cases: Cases, settings: Splits, out: Path) -> None:
-    """Draw the folds and write splits.json in the form of nnU-Net's splits_final.json.
+    """Draw or read the folds and write splits.json in the form of nnU-Net's splits_final.json.
 
-    Raises SegpipeError where there are fewer cases than folds.
+    A fold of given splits may leave cases out; they stand there as `neither`.
+    Raises SegpipeError where the cases or cases.tsv do not suffice, given splits do not fit the cases, or the cases of
+    one group (of one patient) would be on both sides of a fold.
     """
-    if len(cases.training) < settings.n_folds:
+    groups = column(cases, settings.group, required=False)
+    strata, held_out = (column(cases, name) for name in (settings.stratify, settings.hold_out))
+    if settings.file:
+        folds = given_splits.read(Path(settings.file), cases.training, settings.n_folds)
+    elif held_out:
+        folds = hold_out(held_out, settings, cases.root)
+    else:
+        folds = draw(cases.training, settings, groups, strata, cases.root)
+    for fold in folds:
+        assert not set(fold["train"]) & set(fold["val"])
+    _require_whole_groups(folds, groups, settings)
+    digest.write_json(out, folds)
+    for number, fold in enumerate(folds):
+        log.info("fold %d: %s", number, _described(fold, groups, strata or held_out, settings))
+
+
+def column(cases: Cases, name: str | None, required: bool = True) -> Column | None:
+    """The values of the training cases in a column of cases.tsv; None where it is not asked for.
+
+    required : where False, None for a column that the dataset does not have as well
+    Raises SegpipeError for a column that is missing, or that is empty for some cases.
+    """
+    values = {case: cases.entry(case)["attributes"].get(name) for case in cases.training}
+    if name is None or not (required or any(value is not None for value in values.values())):
+        if name is not None:
+            log.info("no column `%s` in cases.tsv: each case is a group of its own", name)
+        return None
+    known = sorted({key for case in cases.training for key in cases.entry(case)["attributes"]})
+    missing = [case for case, value in values.items() if not value]
+    if missing:
         raise SegpipeError(
             problem(
-                "fewer cases than folds",
-                where=cases.root,
-                found=f"{len(cases.training)} training cases",
-                expected=f"at least {settings.n_folds}",
+                "cases.tsv does not say it of every case",
+                where=f"{cases.root / 'cases.tsv'}, column {name}",
+                found=f"nothing for {', '.join(missing)}" if name in known else f"columns {known}",
+                expected=f"a value for each of the {len(values)} training cases",
+                cure="fill it in, or name another column, or null, in splits of params.yaml",
+            )
+        )
+    return {case: value for case, value in values.items() if value}
+
+
+def draw(
+    cases: list[str],
+    settings: Splits,
+    groups: Column | None = None,
+    strata: Column | None = None,
+    where: object = "the dataset",
+) -> list[Fold]:
+    """One {"train": ids, "val": ids} per fold: shuffled k-fold over the sorted case ids, as nnU-Net draws it.
+
+    groups : cases of one group stay together: the k-fold is over the sorted groups
+    strata : each fold gets its share of each stratum (scikit-learn's StratifiedKFold and StratifiedGroupKFold)
+    Raises SegpipeError where there are fewer cases or groups than folds, or no stratum has a case for each fold.
+    """
+    ids = np.array(sorted(cases))
+    kind = settings.group if groups else "case"
+    of_case = np.array([groups[case] if groups else case for case in ids.tolist()])
+    _require_enough(len(set(of_case)), f"{kind}s", settings.n_folds, where)
+    how = {"n_splits": settings.n_folds, "shuffle": True, "random_state": settings.seed}
+    if strata is None:
+        units = np.unique(of_case)
+        sides = [np.isin(of_case, units[val]) for _, val in KFold(**how).split(units)]
+    else:
+        labels = [strata[case] for case in ids.tolist()]
+        largest = max(Counter(labels).values())
+        _require_enough(largest, f"cases of the largest {settings.stratify}", settings.n_folds, where)
+        folds = StratifiedGroupKFold(**how) if groups else StratifiedKFold(**how)
+        sides = [np.isin(np.arange(len(ids)), val) for _, val in folds.split(ids, labels, of_case if groups else None)]
+    for number, side in enumerate(sides):
+        _require_enough(int(side.sum()), f"cases that fold {number} validates", 1, where)
+    return [{"train": ids[~side].tolist(), "val": ids[side].tolist()} for side in sides]
+
+
+def hold_out(values: Column, settings: Splits, where: object) -> list[Fold]:
+    """Fold k validates the cases with the k-th of the sorted values and trains on all others.
+
+    Raises SegpipeError where the number of values is not the number of folds.
+    """
+    sites = sorted(set(values.values()))
+    if len(sites) != settings.n_folds:
+        raise SegpipeError(
+            problem(
+                "one fold per value to hold out",
+                where=f"params.yaml: splits.n_folds, with splits.hold_out: {settings.hold_out}",
+                found=settings.n_folds,
+                expected=f"{len(sites)}: {', '.join(sites)}",
+                cure=f"set splits.n_folds: {len(sites)}" if len(sites) > 1 else "name a column with several values",
+            )
+        )
+    folds = []
+    for site in sites:
+        val = sorted(case for case, value in values.items() if value == site)
+        folds.append({"train": sorted(values.keys() - set(val)), "val": val})
+    return folds
+
+
+def _require_enough(found: int, what: str, least: int, where: object) -> None:
+    if found < least:
+        raise SegpipeError(
+            problem(
+                f"fewer {what} than folds" if least > 1 else "a fold validates nothing",
+                where=where,
+                found=f"{found} {what}",
+                expected=f"at least {least}",
                 cure="add cases, or lower splits.n_folds in params.yaml",
             )
         )
-    folds = draw(cases.training, settings)
-    digest.write_json(out, folds)
-    log.info("%d folds of %d cases", len(folds), len(cases.training))
+
+
+def _require_whole_groups(folds: list[Fold], groups: Column | None, settings: Splits) -> None:
+    for number, fold in enumerate(folds if groups else []):
+        assert groups is not None
+        train, val = ({groups[case] for case in fold[side]} for side in SIDES)
+        if train & val:
+            raise SegpipeError(
+                problem(
+                    f"a {settings.group} on both sides of a fold",
+                    where=f"fold {number} of {settings.file or f'splits.hold_out: {settings.hold_out}'}",
+                    found=", ".join(sorted(train & val)),
+                    expected=f"all cases of a {settings.group} in training, or all in validation",
+                    cure="correct the folds, or set splits.group: null in params.yaml if this is meant",
+                )
+            )
+
+
+def _described(fold: Fold, groups: Column | None, strata: Column | None, settings: Splits) -> str:
+    """`trains on 22 cases (11 patients), validates 6 cases (3 patients); no patient in both`."""
+    sides = {}
+    for side in SIDES:
+        facts = [f"{len({groups[case] for case in fold[side]})} {settings.group}s"] if groups else []
+        counts = Counter(strata[case] for case in fold[side]) if strata else {}
+        facts += [f"{value}: {count}" for value, count in sorted(counts.items())]
+        sides[side] = f"{len(fold[side])} cases" + (f" ({', '.join(facts)})" if facts else "")
+    left_out = f", leaves {len(fold['neither'])} out" if "neither" in fold else ""
+    kind = settings.group if groups else "case"
+    return f"trains on {sides['train']}, validates {sides['val']}{left_out}; no {kind} in both"
 
 
 def read(path: Path, fold: str) -> Fold:
-    """The cases of one fold; `all` trains and validates on every case.
+    """The cases of one fold; `all` trains and validates on every case, whether a fold uses it or not.
 
     Raises SegpipeError for a fold that was not drawn.
     """
     folds: list[Fold] = digest.read_json(path)
     if fold == "all":
-        everything = sorted(folds[0]["train"] + folds[0]["val"])
+        everything = sorted(case for cases in folds[0].values() for case in cases)
         return {"train": everything, "val": everything}
     if int(fold) >= len(folds):
         raise SegpipeError(
@@ -62,4 +189,4 @@ def read(path: Path, fold: str) -> Fold:
                 cure="ask for one of these, or raise splits.n_folds in params.yaml",
             )
         )
-    return folds[int(fold)]
+    return {side: folds[int(fold)][side] for side in SIDES}

@@ -12,6 +12,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Spacing = Annotated[list[Positive], Field(min_length=2, max_length=3)]
 Patch = Annotated[list[Annotated[int, Field(ge=4)]], Field(min_length=2, max_length=3)]
+Column = Annotated[str, Field(min_length=1)]  # of cases.tsv
 # `module.submodule:name`, imported from the working directory or from an installed package
 IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from segpipe.params.fields import Configuration, Count, Patch, Positive, Section, Spacing
+from segpipe.params.fields import Column, Configuration, Count, Patch, Positive, Section, Spacing
 from segpipe.params.train import Train
 
 
@@ -22,6 +22,8 @@ class Check(Section):
 
     geometry_tolerance_mm: Positive
     orientation: Literal["as-stored", "RAS"]
+    outlier_mads: Positive
+    outside_percent: Annotated[float, Field(ge=0, le=100)]
 
 
 class Overrides(Section):
@@ -50,6 +52,17 @@ class Splits(Section):
 
     n_folds: Annotated[int, Field(ge=2)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    group: Column | None
+    stratify: Column | None
+    hold_out: Column | None
+    file: Annotated[str, Field(min_length=1)] | None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Splits":
+        ways = [name for name in ("stratify", "hold_out", "file") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} exclude each other: set all but one to null")
+        return self
 
 
 class Validate(Section):
@@ -107,6 +120,12 @@ class Params(Section):
         if self.validate_.weights == "averaged" and self.train.ema.decay is None:
             raise ValueError("validate.weights: averaged needs train.ema.decay, which is null")
         return self
+
+    @property
+    def trained(self) -> list[str]:
+        """The configurations that are trained: those asked for, and the first stage of a cascade among them."""
+        first = ["3d_lowres"] if "3d_cascade_fullres" in self.configurations else []
+        return list(dict.fromkeys([*first, *self.configurations]))
 
     @property
     def dataset_name(self) -> str:
