@@ -45,23 +45,25 @@ VALIDATE = (
     "evaluation/metrics.py",
     "evaluation/summary.py",
 )
+PREPROCESS = (
+    "data/image.py",
+    "data/labels.py",
+    "data/cases.py",
+    "prepare/fingerprint.py",
+    "prepare/spacing.py",
+    "prepare/normalise.py",
+    "prepare/resample.py",
+    "prepare/preprocess.py",
+    "prepare/store.py",
+)
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
     "check": ("data/image.py", "data/labels.py", "data/dataset.py", "data/case_table.py", "data/check.py"),
     "fingerprint": ("data/image.py", "data/labels.py", "data/cases.py", "prepare/fingerprint.py"),
     "plan": ("prepare/spacing.py", "prepare/topology.py", "prepare/plan.py"),
     "splits": ("data/given_splits.py", "data/splits.py"),
-    "preprocess": (
-        "data/image.py",
-        "data/labels.py",
-        "data/cases.py",
-        "prepare/fingerprint.py",
-        "prepare/spacing.py",
-        "prepare/normalise.py",
-        "prepare/resample.py",
-        "prepare/preprocess.py",
-        "prepare/store.py",
-    ),
+    "preprocess": PREPROCESS,
+    "preprocess_cascade": (*PREPROCESS, "inference/previous_stage.py"),
     "train": (
         "training/sampling.py",
         "training/intensity.py",
@@ -107,6 +109,8 @@ DECIDING_MODULES = {
         "training/network.py",
         "inference/window.py",
         "inference/predict.py",
+        "inference/models.py",
+        "inference/predict_cases.py",
         "inference/export.py",
     ),
 }

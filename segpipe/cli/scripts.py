@@ -50,8 +50,8 @@ def _wrong_values(given: dict[str, Any], params: Params) -> Iterator[tuple[str, 
     """(option, found, expected) of single values that belong to other settings."""
     if given.get("dataset") not in (None, params.dataset):
         yield "dataset", given["dataset"], params.dataset
-    if given.get("configuration") is not None and given["configuration"] not in params.configurations:
-        yield "configuration", given["configuration"], " or ".join(params.configurations)
+    if given.get("configuration") is not None and given["configuration"] not in params.trained:
+        yield "configuration", given["configuration"], " or ".join(params.trained)
     if given.get("on_extend") not in (None, params.train.on_extend):
         yield "on-extend", given["on_extend"], params.train.on_extend
     prepared = f"data/preprocessed/{params.dataset_name}/"

@@ -19,7 +19,7 @@ from segpipe.training import optimiser, pretrained, schedule, selection
 from segpipe.training.feed import Feed
 from segpipe.training.loop import Training
 from segpipe.training.loss import SegmentationLoss
-from segpipe.training.network import build, n_available_outputs, outputs
+from segpipe.training.network import build, n_available_outputs, n_inputs, outputs
 from segpipe.training.selection import Row
 
 FEED_THREADS = 4  # off the CPU; there the training thread prepares the batches itself
@@ -62,7 +62,12 @@ class Setup:
         on = device.start(params.runtime)
         device.set_deterministic(settings.deterministic)
         dtype = device.precision(settings.precision, on)
-        network = build(len(cases.channel_names), len(cases.labels.heads), store.planned, settings)
+        network = build(
+            n_inputs(len(cases.channel_names), cases.labels, store.planned),
+            len(cases.labels.heads),
+            store.planned,
+            settings,
+        )
         taken = _pretrained(network, settings.pretrained_weights)
         frozen = pretrained.freeze(network, settings.freeze)
         facts = {"parameters": _count(network), "frozen_parameters": _count(network, set(frozen)), **taken}

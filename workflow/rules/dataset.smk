@@ -20,7 +20,8 @@ rule check:
     input:
         raw_files(),
     output:
-        f"{PREPARED}/cases.json",
+        cases=f"{PREPARED}/cases.json",
+        page=f"{PREPARED}/check.html",
     log:
         "logs/check.log",
     threads: 8
@@ -31,4 +32,4 @@ rule check:
     message:
         "check: reading every file of {params.cfg[dataset]}"
     shell:
-        "python {params.script} --dataset {params.cfg[dataset]:q} --out {output} --log {log}"
+        "python {params.script} --dataset {params.cfg[dataset]:q} --out {output.cases} --log {log}"

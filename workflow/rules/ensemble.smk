@@ -1,7 +1,7 @@
 # From the validated configurations to one table per fold, and from the folds to one table over all cases.
 rule ensemble:
     input:
-        cases=rules.check.output,
+        cases=rules.check.output.cases,
         validations=expand(
             rules.validate.output,
             configuration=PARAMS.configurations,

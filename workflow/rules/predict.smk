@@ -2,7 +2,7 @@ if has_test_images():
 
     rule predict:
         input:
-            cases=rules.check.output,
+            cases=rules.check.output.cases,
             models=expand(
                 f"results/{{configuration}}/fold_{{fold}}/checkpoint_{CHECKPOINT}.pth",
                 configuration=PARAMS.configurations,

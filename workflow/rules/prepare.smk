@@ -1,7 +1,7 @@
 # From the list of cases to what the training reads.
 rule fingerprint:
     input:
-        cases=rules.check.output,
+        cases=rules.check.output.cases,
     output:
         f"{PREPARED}/fingerprint.json",
     log:
@@ -18,7 +18,7 @@ rule fingerprint:
 
 rule plan:
     input:
-        cases=rules.check.output,
+        cases=rules.check.output.cases,
         fingerprint=rules.fingerprint.output,
     output:
         f"{PREPARED}/plan.json",
@@ -37,7 +37,8 @@ rule plan:
 
 rule splits:
     input:
-        cases=rules.check.output,
+        cases=rules.check.output.cases,
+        given=PARAMS.splits.file or [],
     output:
         f"{PREPARED}/splits.json",
     log:
@@ -54,8 +55,10 @@ rule splits:
 
 # The case files beside the manifest are not declared: a job that fails or reruns keeps those that still hold.
 rule preprocess:
+    wildcard_constraints:
+        configuration="|".join(name for name in CONFIGURATIONS if "cascade" not in name),
     input:
-        cases=rules.check.output,
+        cases=rules.check.output.cases,
         plan=rules.plan.output,
     output:
         f"{PREPARED}/{{configuration}}/manifest.json",

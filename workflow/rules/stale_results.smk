@@ -12,11 +12,15 @@ def drop_dangling():
     down still there, the next run would say "Nothing to be done" and leave the old model's numbers (snakemake #1978).
     Results that Snakemake did not make here, copied or restored by DVC, are left alone.
     """
-    for inputs, outputs in jobs():
-        if not all(os.path.exists(file) for file in inputs):
-            for file in filter(was_made_here, outputs):
-                print(f"removed, what it was made of is gone: {file}", file=sys.stderr)
-                shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)
+    while dangling := [
+        file
+        for inputs, outputs in jobs()
+        if not all(os.path.exists(file) for file in inputs)
+        for file in filter(was_made_here, outputs)
+    ]:
+        for file in filter(os.path.exists, dangling):
+            print(f"removed, what it was made of is gone: {file}", file=sys.stderr)
+            shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)
 
 
 def was_made_here(file):
@@ -25,7 +29,7 @@ def was_made_here(file):
 
 
 def jobs():
-    """(inputs, outputs) of every job there can be, asked for or not; rules stand in the order of the data."""
+    """(inputs, outputs) of every job there can be, asked for or not."""
     values = {
         "configuration": CONFIGURATIONS,
         "fold": [*range(PARAMS.splits.n_folds), "all"],

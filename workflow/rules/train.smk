@@ -9,7 +9,7 @@ def named_files(settings):
 
 rule train:
     input:
-        cases=rules.check.output,
+        cases=rules.check.output.cases,
         plan=rules.plan.output,
         splits=rules.splits.output,
         manifest=rules.preprocess.output,

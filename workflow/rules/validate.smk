@@ -2,7 +2,7 @@
 # into a folder of its own and the first one stays valid.
 rule validate:
     input:
-        cases=rules.check.output,
+        cases=rules.check.output.cases,
         plan=rules.plan.output,
         splits=rules.splits.output,
         manifest=rules.preprocess.output,

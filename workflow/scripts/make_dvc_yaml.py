@@ -37,7 +37,6 @@ PLACEHOLDERS = {
     "fold": "${item.fold}",
     "checkpoint": "${validate.checkpoint}",
 }
-MATRIX = {"configuration": "${configurations}", "fold": "${folds}"}
 CURVES = {"loss": ["train_loss", "val_loss"], "dice": ["dice_mean"]}
 
 
@@ -91,13 +90,24 @@ def stage(rule: Any, params: Params) -> dict[str, Any]:
     command = utils.format(rule.shellcmd, **files, params=values, wildcards=Wildcards(fromdict=wildcards))
     reads, writes = [str(path) for path in inputs], [str(path) for path in outputs]
     return without_empty(
-        matrix={name: values for name, values in MATRIX.items() if name in wildcards},
+        matrix={name: values for name, values in matrix(rule, params).items() if name in wildcards},
         cmd=general(command, reads, params),
         deps=dependencies(rule, reads, params),
         params=list(values.get("cfg", {})),
         outs=[out(path, rule, params) for path in folded(writes) if not is_metric(path)],
         metrics=[path for path in writes if is_metric(path)],
     )
+
+
+def matrix(rule: Any, params: Params) -> dict[str, Any]:
+    """What a stage is repeated over. With a cascade the lists are written out: its first stage is trained as well, in
+    all folds, and it is preprocessed by a stage of its own.
+    """
+    cascade = [name for name in params.configurations if "cascade" in name]
+    if not cascade or "configuration" not in rule.wildcard_names:
+        return {"configuration": "${configurations}", "fold": "${folds}"}
+    alone = [name for name in params.trained if rule.name != "preprocess" or name not in cascade]
+    return {"configuration": alone, "fold": list(range(params.splits.n_folds))}
 
 
 def out(path: str, rule: Any, params: Params) -> str | dict[str, dict[str, bool]]:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from segpipe import cli
 from segpipe.data.cases import Cases
-from segpipe.inference import predict
+from segpipe.inference import predict_cases
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
     cases = Cases.read(Path(args.cases), params.dataset)
-    predict.predict_dataset(cases, [Path(model) for model in args.models], Path(args.out), params)
+    predict_cases.predict_dataset(cases, [Path(model) for model in args.models], Path(args.out), params)
 
 
 if __name__ == "__main__":
