@@ -1,11 +1,11 @@
 """The folds: nnU-Net's draw, groups, strata, a site held out, given ones; every case validated once."""
 
-import os
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from sklearn.model_selection import KFold
+from volumes import real_data
 
 from segpipe import digest
 from segpipe.data import splits
@@ -15,14 +15,13 @@ from segpipe.params import Splits
 
 
 def settings(n_folds: int, seed: int = 12345, **columns: str | None) -> Splits:
-    return Splits(**{"n_folds": n_folds, "seed": seed, **dict.fromkeys(WAYS), "group": "patient", **columns})  # type: ignore[arg-type]
+    return Splits(**{"n_folds": n_folds, "seed": seed, **dict.fromkeys(WAYS), "group": "patient", **columns})
 
 
 WAYS = ("group", "stratify", "hold_out", "file")
 NNUNET = settings(5)
 
 # Validation cases by fold, as nnU-Net 2.8.1 draws them for Dataset004_Hippocampus (generate_crossval_split).
-DATASETS = Path(os.environ.get("SEGPIPE_DATA", Path(__file__).parents[2] / "shared/data"))
 HIPPOCAMPUS = Path(__file__).with_name("data") / "hippocampus_folds.json"
 
 
@@ -284,10 +283,8 @@ def test_one_way_to_make_folds() -> None:
 
 
 def test_acdc_keeps_its_patients_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    table = DATASETS / "Dataset027_ACDC/cases.tsv"
-    if not table.exists():
-        pytest.skip(f"no {table}")
-    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    table = (real_data("Dataset027_ACDC") / "cases.tsv").read_text()
+    rows = [line.split("\t") for line in table.splitlines()[1:]]
     content = {"training": {case: {"attributes": {"patient": patient}} for case, patient in rows}, "test": {}}
     with caplog.at_level("INFO"):
         folds = written(Cases(Path("raw"), content), NNUNET, tmp_path)
