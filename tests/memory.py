@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tiny import params, planned, random_case
+from tiny import FOUR, params, planned, random_case
 from torch import nn
 
 from segpipe.prepare.plan import Configuration
@@ -14,8 +14,14 @@ from segpipe.training.feed import Feed
 from segpipe.training.loop import Training, fit
 from segpipe.training.setup import Setup
 
-LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
 TRAIN, VAL = ["c0", "c1", "c2"], ["c3"]
+
+
+class Cases(SimpleNamespace):
+    """What a training asks of the list of cases. partly : the classes of cases that are not annotated for all"""
+
+    def annotated(self, case: str) -> list[str] | None:
+        return self.partly.get(case)
 
 
 class Store(SimpleNamespace):
@@ -30,7 +36,7 @@ def store(plan: Configuration | None = None, n_cases: int = 4, shape: tuple[int,
     n_channels = len(plan.normalisation)
     content = {f"c{i}": random_case(shape, n_channels, seed=i) for i in range(n_cases)}
     names = tuple(f"channel {i}" for i in range(n_channels))
-    return Store(content=content, planned=plan, cases=SimpleNamespace(labels=LABELS, channel_names=names))
+    return Store(content=content, planned=plan, cases=Cases(labels=FOUR, channel_names=names, partly={}))
 
 
 def feed(plan: Configuration | None = None, shape: tuple[int, ...] = (20, 20, 20), **changes: Any) -> Feed:

@@ -1,6 +1,6 @@
 """What the tests of training, inference and evaluation share: settings, a case in memory, five prepared phantoms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -13,11 +13,13 @@ import yaml
 from numpy.typing import NDArray
 
 from segpipe.data import check, phantoms, splits
+from segpipe.data import labels as labels_module
 from segpipe.data.cases import Cases
+from segpipe.data.labels import Labels
 from segpipe.params import Params
 from segpipe.prepare import fingerprint, plan, store
 from segpipe.prepare.plan import Configuration
-from segpipe.prepare.store import Store, StoredCase, foreground_locations
+from segpipe.prepare.store import ANNOTATED, Store, StoredCase, foreground_locations
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -81,19 +83,34 @@ def planned(patch_size: Sequence[int] = (8, 8, 8), **changes: Any) -> Configurat
     return Configuration(**{**defaults, **changes})
 
 
-def stored_case(image: NDArray[np.floating], label: NDArray[np.integer]) -> StoredCase:
-    """A case in memory, with the foreground index that preprocessing would store."""
+def labels_of(labels: Mapping[str, Any], order: Sequence[int] | None = None) -> Labels:
+    """What a dataset.json says."""
+    return labels_module.parse(labels, order, "test")
+
+
+FOUR = labels_of({"background": 0, "one": 1, "two": 2, "three": 3})
+
+
+def stored_case(
+    image: NDArray[np.floating],
+    label: NDArray[np.integer],
+    labels: Labels = FOUR,
+    previous: NDArray[np.integer] | None = None,
+) -> StoredCase:
+    """A case in memory, with the index of voxels that preprocessing would store."""
     label = label.astype(np.int16)
-    locations = foreground_locations(label)
+    locations = foreground_locations(label, labels)
     classes = {int(value): locations[locations[:, 0] == value, 1] for value in np.unique(locations[:, 0])}
-    return StoredCase(image.astype(np.float32), label, classes)
+    annotated = classes.pop(ANNOTATED, np.empty(0, np.int64)) if labels.ignore is not None else None
+    segmented = None if previous is None else previous.astype(np.int16)
+    return StoredCase(image.astype(np.float32), label, classes, annotated, segmented)
 
 
-def random_case(shape: Sequence[int], n_channels: int = 1, seed: int = 0) -> StoredCase:
+def random_case(shape: Sequence[int], n_channels: int = 1, seed: int = 0, labels: Labels = FOUR) -> StoredCase:
     """Noise with blocks of the labels -1 to 3."""
     rng = np.random.default_rng(seed)
     label = np.kron(rng.integers(-1, 4, [-(-n // 4) for n in shape]), np.ones((4, 4, 4), int))
-    return stored_case(rng.normal(size=(n_channels, *shape)), label[tuple(slice(n) for n in shape)])
+    return stored_case(rng.normal(size=(n_channels, *shape)), label[tuple(slice(n) for n in shape)], labels)
 
 
 def wave(*shape: int, seed: float = 1.0) -> torch.Tensor:

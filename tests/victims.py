@@ -91,7 +91,7 @@ def within_an_epoch(number: int) -> None:
 
 def in_an_evaluation(number: int) -> None:
     """Of the second epoch, between that of the weights and that of their running mean."""
-    after_call(loop, "_overlaps", 3, lambda: send(number))
+    after_call(loop.target, "overlaps", 3, lambda: send(number))
 
 
 def between_whole_cases(number: int) -> None:

@@ -117,9 +117,7 @@ def read_patch(
     first = np.maximum(np.floor(centre - extent).astype(int) - 1, 0)
     last = np.minimum(np.ceil(centre + extent).astype(int) + 1, np.array(reach.size) - 1)
     image, maps = _read(case, Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
-    around = centre - first
-    turned = [_rotate_map(one, geometry, matrix, around) for one in maps]
-    return _sample(image, geometry, matrix, around), torch.stack(turned)
+    return _rotate(image, maps, geometry, matrix, centre - first)
 
 
 def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
@@ -135,14 +133,23 @@ def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
     return pad(image, padding), pad(maps, padding, value=PADDING_LABEL)
 
 
-def _rotate_map(label: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
-    """Linear interpolation of each label's mask; the highest wins."""
-    values = torch.unique(label)
-    masks = (label == values.view(-1, 1, 1, 1)).float()
-    scores = _sample(masks, geometry, matrix, centre)
+def _rotate(
+    image: Tensor, maps: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
+    """Linear interpolation; of each value's mask for the maps, where the highest wins."""
+    values = [torch.unique(one) for one in maps]
+    masks = [(one == of_one.view(-1, 1, 1, 1)).float() for one, of_one in zip(maps, values, strict=True)]
+    sampled = _sample(torch.cat([image, *masks]), geometry, matrix, centre)
+    image, *scores = sampled.split([len(image), *map(len, values)])
+    turned = [_highest(of_one, one, maps.dtype) for of_one, one in zip(values, scores, strict=True)]
+    return image, torch.stack(turned)
+
+
+def _highest(values: Tensor, scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """The map of the values with the highest score. values : (N,); scores : (N, Z, Y, X)"""
     outside = 1 - scores.sum(0)
     best = scores[values == PADDING_LABEL].sum(0) + outside  # padding, and what lies outside the box
-    winner = torch.full_like(best, PADDING_LABEL, dtype=label.dtype)
+    winner = torch.full_like(best, PADDING_LABEL, dtype=dtype)
     for value, score in zip(values, scores, strict=True):
         winner = torch.where(score > best, value, winner)
         best = torch.maximum(score, best)
