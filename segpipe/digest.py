@@ -59,7 +59,13 @@ PREPROCESS = (
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
     "check": ("data/image.py", "data/labels.py", "data/dataset.py", "data/case_table.py", "data/check.py"),
-    "fingerprint": ("data/image.py", "data/labels.py", "data/cases.py", "prepare/fingerprint.py"),
+    "fingerprint": (
+        "data/image.py",
+        "data/labels.py",
+        "data/cases.py",
+        "prepare/normalise.py",
+        "prepare/fingerprint.py",
+    ),
     "plan": ("prepare/spacing.py", "prepare/topology.py", "prepare/plan.py"),
     "splits": ("data/given_splits.py", "data/splits.py"),
     "preprocess": PREPROCESS,

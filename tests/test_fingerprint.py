@@ -8,14 +8,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 from tiny import params
-from volumes import nifti, nnunet_dataset, numbered
+from volumes import CHECK, nifti, nnunet_dataset, numbered
 
 from segpipe import digest
 from segpipe.data import check
 from segpipe.data.cases import Cases
-from segpipe.params import Check
 from segpipe.prepare import fingerprint
-from segpipe.prepare.fingerprint import bounding_box, channel_statistics, nonzero_mask
+from segpipe.prepare.fingerprint import Intensities, bounding_box, channel_statistics, nonzero_mask
 
 RUNTIME = params().runtime
 
@@ -78,8 +77,11 @@ def naive(cases: list[NDArray[np.float32]], n_draws: int = 400_000) -> dict[str,
 
 
 def weighted(cases: list[NDArray[np.float32]]) -> dict[str, float]:
-    weights = [np.full(len(case), 1 / len(case)) for case in cases]
-    return channel_statistics(np.concatenate(cases), np.concatenate(weights))
+    return channel_statistics([summed(case) for case in cases])
+
+
+def summed(values: NDArray[np.float32], n_kept: int = 1_000_000, offset: float = 0.5) -> Intensities:
+    return Intensities.of(values.copy(), n_kept, offset)
 
 
 def foreground(seed: int, n: int, mean: float, std: float) -> NDArray[np.float32]:
@@ -108,31 +110,63 @@ def test_weights_matter() -> None:
     assert np.concatenate(cases).mean() == pytest.approx(102, abs=1)
 
 
-def test_equal_weights_give_the_plain_statistics() -> None:
+def test_one_case_has_the_plain_statistics() -> None:
     values = foreground(1, 10_001, 100, 10)
-    found = channel_statistics(values, np.ones(len(values)))
-    assert found["mean"] == pytest.approx(values.astype(np.float64).mean(), rel=1e-6)
-    assert found["std"] == pytest.approx(values.astype(np.float64).std(), rel=1e-5)
+    found = weighted([values])
+    assert found["mean"] == pytest.approx(values.astype(np.float64).mean(), rel=1e-12)
+    assert found["std"] == pytest.approx(values.astype(np.float64).std(), rel=1e-12)
     assert found["median"] == np.median(values)
 
 
+def test_deviation_is_exact_far_from_zero() -> None:
+    values = (foreground(1, 100_000, 0, 10) + 1e6).astype(np.float32)
+    assert weighted([values])["std"] == pytest.approx(values.astype(np.float64).std(), rel=1e-9)
+
+
 def test_without_foreground_all_is_zero() -> None:
-    assert set(channel_statistics(np.ones(0, np.float32), np.ones(0)).values()) == {0.0}
+    assert set(channel_statistics([]).values()) == {0.0}
+
+
+def error(found: dict[str, float], exact: dict[str, float]) -> float:
+    """The largest of a percentile, in standard deviations."""
+    return max(abs(found[name] - exact[name]) for name in fingerprint.PERCENTILES) / exact["std"]
+
+
+def test_kept_ranks_stand_for_all_values() -> None:
+    values = [foreground(seed, 200_000, 10 * seed, 50) for seed in range(4)]
+    values[0][:1000] += 30_000  # metal
+    kept = [summed(case, 50_000, 0.3 * index % 1) for index, case in enumerate(values)]
+    found, exact = channel_statistics(kept), weighted(values)
+    assert [len(case.sorted) for case in kept] == [50_000] * 4
+    assert {key: found[key] for key in ("mean", "std", "min", "max")} == {
+        key: exact[key] for key in ("mean", "std", "min", "max")
+    }
+    assert 0 < error(found, exact) < 1e-3
+
+
+def test_alike_cases_with_few_ranks_each_complement_each_other() -> None:
+    values = foreground(1, 100_000, 0, 1)
+    offsets = (np.arange(50) * fingerprint.GOLDEN_RATIO + 0.5) % 1
+    spread = channel_statistics([summed(values, 400, offset) for offset in offsets])
+    alike = channel_statistics([summed(values, 400)] * 50)
+    exact = weighted([values])
+    assert error(spread, exact) < 0.01 < error(alike, exact)
 
 
 # the whole file
 
 
-def dataset(folder: Path, images: list[NDArray[Any]], labels: list[NDArray[Any]]) -> Cases:
+def dataset(folder: Path, images: list[NDArray[Any]], labels: list[NDArray[Any]], **classes: int) -> Cases:
     """Two channels: the images, and the images plus 1000."""
-    root = nnunet_dataset(folder / "Dataset001_Small", n_train=0, n_test=0, channels=["T1", "T2"])
+    names = {"background": 0, "liver": 1, "kidney": 2, **classes}
+    root = nnunet_dataset(folder / "Dataset001_Small", n_train=0, n_test=0, channels=["T1", "T2"], labels=names)
     for case, image, label in zip("abcdef", images, labels, strict=False):
         for channel in range(2):
             nifti(root / f"imagesTr/{case}_000{channel}.nii.gz", image + 1000 * channel * (image != 0), (1, 2, 3))
         nifti(root / f"labelsTr/{case}.nii.gz", label, (1, 2, 3))
     description = digest.read_json(root / "dataset.json") | {"numTraining": len(images)}
     digest.write_json(root / "dataset.json", description | {"channel_names": numbered(["T1", "T2"])})
-    check.check(root, folder / "cases.json", Check(geometry_tolerance_mm=0.1), 1)
+    check.check(root, folder / "cases.json", CHECK, 1)
     return Cases.read(folder / "cases.json", root)
 
 
@@ -174,17 +208,39 @@ def test_a_dataset_without_foreground(tmp_path: Path) -> None:
     assert set(digest.read_json(tmp_path / "fingerprint.json")["channels"]["1"].values()) == {0.0}
 
 
-def test_large_cases_are_subsampled_to_the_same_voxels_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = np.random.default_rng(0).permutation(np.arange(1, 6001, dtype=np.float32)).reshape(30, 20, 10)
-    cases = dataset(tmp_path, [image], [np.ones(image.shape, np.uint8)])
-    first, second = (fingerprint.analyse(cases, "a", 500).intensities for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert first.shape == (2, 500)
-    assert len(np.unique(first[0])) == 500  # drawn without replacement
-    np.testing.assert_array_equal(first[1], first[0] + 1000)  # the channels at the same places
-    assert np.isin(first[0], image).all()
-    monkeypatch.setattr(fingerprint, "FOREGROUND_VOXELS", 500)
+def test_the_ignore_label_is_no_foreground(tmp_path: Path) -> None:
+    """nnU-Net's documentation says so; its code counts whatever is above zero."""
+    image = np.full((8, 6, 4), 100, np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[:2], label[2:5], label[5:] = 1, 2, 3
+    image[2:5], image[5:] = 200, 9000
+    cases = dataset(tmp_path, [image], [label], ignore=3)
     fingerprint.extract(cases, tmp_path / "fingerprint.json", RUNTIME)
-    assert digest.read_json(tmp_path / "fingerprint.json")["channels"]["0"]["max"] == first[0].max()
+    found = digest.read_json(tmp_path / "fingerprint.json")["channels"]["0"]
+    assert (found["min"], found["max"]) == (100, 200)
+
+
+def test_large_cases_keep_a_bounded_number_of_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).permutation(np.arange(1, 6001, dtype=np.float32)).reshape(30, 20, 10)
+    cases = dataset(tmp_path, [values, values + 1], [np.ones(values.shape, np.uint8)] * 2)
+    kept = fingerprint.analyse(cases, "a", 0.5, 500).channels
+    assert [len(channel.sorted) for channel in kept] == [500, 500]
+    np.testing.assert_array_equal(kept[0].sorted, np.arange(7, 6001, 12))  # the middle of each twelve
+    monkeypatch.setattr(fingerprint, "KEPT_VALUES", 2000)  # 500 for each of two cases and two channels
+    sizes = []
+    monkeypatch.setattr(fingerprint, "_percentiles", lambda cases: sizes.extend(map(len, cases)) or {})
+    fingerprint.extract(cases, tmp_path / "fingerprint.json", RUNTIME)
+    assert sizes == [500] * 4
+    assert digest.read_json(tmp_path / "fingerprint.json")["channels"]["0"]["max"] == 6001
+
+
+def test_threads_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.normal(100, 20, (9, 8, 7)).astype(np.float32) for _ in "abcde"]
+    cases = dataset(tmp_path, images, [(image > 90).astype(np.uint8) for image in images])
+    monkeypatch.setattr(fingerprint, "KEPT_VALUES", 1000)
+    found = []
+    for threads in (1, 4):
+        fingerprint.extract(cases, tmp_path / "fingerprint.json", RUNTIME.model_copy(update={"threads": threads}))
+        found.append((tmp_path / "fingerprint.json").read_bytes())
+    assert found[0] == found[1]

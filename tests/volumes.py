@@ -13,11 +13,14 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
+from segpipe.params import Check
+
 REPO = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("SEGPIPE_TEST_DATA", REPO / "../shared/data"))
 UPRIGHT = np.eye(3)
 OBLIQUE = Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix()
 SHAPE = (9, 8, 7)
+CHECK = Check(geometry_tolerance_mm=0.1, orientation="as-stored", outlier_mads=10.0, outside_percent=1.0)
 
 
 def real_data(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Intensity normalisation of one channel (nnunetv2/preprocessing/normalization/default_normalization_schemes.py)."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from segpipe.errors import SegpipeError, problem
 
 EPSILON = 1e-8
+CHUNK_VALUES = 1 << 20  # in double precision at a time
 
 Channel = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -32,29 +34,41 @@ def normalise(scheme: str, channel: Channel, inside: Mask | None, intensities: M
     return channel.copy()
 
 
+def moments(values: Channel) -> tuple[float, float]:
+    """Mean and standard deviation in double precision, without a copy of all values in it."""
+    mean = float(values.mean(dtype=np.float64))
+    pieces = np.array_split(values, min(values.size // CHUNK_VALUES + 1, len(values)))
+    squares = (np.square(np.subtract(piece, mean, dtype=np.float64)).sum() for piece in pieces)
+    return mean, math.sqrt(math.fsum(squares) / values.size)
+
+
 def zscore(channel: Channel, inside: Mask | None) -> Channel:
     """Zero mean and unit variance of the image, or of its masked part; an empty part leaves the image as it is."""
     values = channel if inside is None else channel[inside]
-    if not values.size:
-        return channel.copy()
-    scaled = ((values - values.mean(dtype=np.float64)) / max(values.std(dtype=np.float64), EPSILON)).astype(np.float32)
-    if inside is None:
-        return scaled
     result = channel.copy()
-    result[inside] = scaled
+    if not values.size:
+        return result
+    mean, std = moments(values)
+    where = True if inside is None else inside
+    rounded = np.float32(mean)  # the rest goes off by itself: far from zero single precision has no digits for it
+    for part in (rounded, np.float32(mean - float(rounded))):
+        np.subtract(result, part, out=result, where=where)
+    np.divide(result, np.float32(max(std, EPSILON)), out=result, where=where)
     return result
 
 
 def ct(channel: Channel, intensities: Mapping[str, float]) -> Channel:
     """Clip to the dataset's foreground percentiles, then scale by the dataset's foreground mean and deviation."""
-    clipped = np.clip(channel, intensities["percentile_00_5"], intensities["percentile_99_5"])
-    return ((clipped - intensities["mean"]) / max(intensities["std"], EPSILON)).astype(np.float32)
+    result: Channel = np.clip(channel, intensities["percentile_00_5"], intensities["percentile_99_5"])
+    result -= intensities["mean"]
+    result /= max(intensities["std"], EPSILON)
+    return result
 
 
 def rescale_to_0_1(channel: Channel) -> Channel:
     """Minimum to 0, maximum to 1."""
-    shifted = channel - channel.min()
-    result: Channel = shifted / max(shifted.max(), EPSILON)
+    result: Channel = channel - channel.min()
+    result /= max(float(result.max()), EPSILON)
     return result
 
 
