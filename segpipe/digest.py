@@ -30,8 +30,19 @@ LEFTOVER_AFTER_S = 3600
 REPORT_BYTES = 256  # of what a lock file says
 
 # The modules that decide each rule's result. An edit elsewhere never redoes the rule.
-VALIDATE = (
+READ_IMAGES = (
+    "data/formats/grid.py",
+    "data/formats/choice.py",
+    "data/formats/nifti.py",
+    "data/formats/metaimage.py",
+    "data/formats/nrrd.py",
+    "data/formats/tiff.py",
+    "data/formats/natural.py",
+    "data/formats/dicom.py",
     "data/image.py",
+)
+VALIDATE = (
+    *READ_IMAGES,
     "data/labels.py",
     "data/cases.py",
     "prepare/spacing.py",
@@ -46,7 +57,7 @@ VALIDATE = (
     "evaluation/summary.py",
 )
 PREPROCESS = (
-    "data/image.py",
+    *READ_IMAGES,
     "data/labels.py",
     "data/cases.py",
     "prepare/fingerprint.py",
@@ -58,9 +69,9 @@ PREPROCESS = (
 )
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
-    "check": ("data/image.py", "data/labels.py", "data/dataset.py", "data/case_table.py", "data/check.py"),
+    "check": (*READ_IMAGES, "data/labels.py", "data/dataset.py", "data/case_table.py", "data/check.py"),
     "fingerprint": (
-        "data/image.py",
+        *READ_IMAGES,
         "data/labels.py",
         "data/cases.py",
         "prepare/normalise.py",
@@ -92,7 +103,7 @@ DECIDING_MODULES = {
     "full_validation": ("inference/full_validation.py", *VALIDATE),  # a part of `train`, where it is asked for
     "validate": VALIDATE,
     "ensemble": (
-        "data/image.py",
+        *READ_IMAGES,
         "data/labels.py",
         "data/cases.py",
         "inference/export.py",
@@ -102,7 +113,7 @@ DECIDING_MODULES = {
     ),
     "crossval": ("evaluation/summary.py", "evaluation/crossval.py"),
     "predict": (
-        "data/image.py",
+        *READ_IMAGES,
         "data/labels.py",
         "data/cases.py",
         "prepare/fingerprint.py",

@@ -1,30 +1,27 @@
 """Read and write one volume. The only place that knows file formats and axis orders.
 
-Arrays are (C, Z, Y, X) and spacings (Z, Y, X) in mm everywhere else: NIfTI's (X, Y, Z[, C]) is turned around here.
+Arrays are (C, Z, Y, X) and spacings (Z, Y, X) in mm everywhere else. docs/formats.md says what each format may hold.
 """
 
-import gzip
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Image
-from nibabel.nifti2 import Nifti2Image
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
+from nibabel import orientations
 from numpy.typing import NDArray
 
 from segpipe import digest
+from segpipe.data.formats.choice import FORMATS, module_of, require_content
+from segpipe.data.formats.grid import Grid, Stored
 from segpipe.errors import SegpipeError, problem
 
-FILE_ENDINGS = (".nii.gz", ".nii")
-
-# A 2D image gets one slice of this thickness, relative to its largest pixel edge, so that no 3D rule applies to it
-# (nnunetv2/imageio/simpleitk_reader_writer.py).
-SLICE_THICKNESS_2D = 999.0
+FILE_ENDINGS = tuple(FORMATS)
+# What segmentations of images in a lossy format, or without one for labels, are stored in.
+LABEL_ENDINGS = {".jpg": ".png", ".jpeg": ".png", ".dcm": ".nii.gz"}
+# Files that may hold several channels, so that a case may have fewer files than channels.
+SEVERAL_CHANNELS = ("NIfTI", "TIFF", "PNG", "BMP", "JPEG")
+RAS = orientations.axcodes2ornt("RAS")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Volume:
 
     array : (C, Z, Y, X), float32 for images, int16 for labels
     spacing_mm : (Z, Y, X)
-    affine : (4, 4) voxel indices (x, y, z, 1) to world coordinates in mm
+    affine : (4, 4) voxel indices (x, y, z, 1) to world coordinates in mm: right, anterior, superior
     """
 
     array: NDArray[np.generic]
@@ -55,10 +52,12 @@ class Volume:
 def read_image(path: Path, orientation: str = "as-stored") -> Volume:
     """Read an image as float32.
 
+    orientation : `as-stored`, or `RAS`: the axes are swapped and flipped so that x, y, z lead as nearly as possible
+        to the right, to the front and up; 2D files stay as they are
     Raises SegpipeError where the file cannot be read whole, is no image of real numbers, or holds NaN or infinity.
     """
-    nifti = _load(path)
-    array = _channels_first(path, np.asanyarray(nifti.dataobj)).astype(np.float32, copy=False)
+    stored = _read(path, as_label=False)
+    array = stored.array.astype(np.float32, copy=False)
     bad = int(np.size(array) - np.count_nonzero(np.isfinite(array)))
     if bad:
         raise SegpipeError(
@@ -70,16 +69,16 @@ def read_image(path: Path, orientation: str = "as-stored") -> Volume:
                 cure="repair the image, or remove the case",
             )
         )
-    return _volume(nifti, array)
+    return _turned(path, array, stored.grid, orientation)
 
 
 def read_label(path: Path, orientation: str = "as-stored") -> Volume:
-    """Read a label map as int16; it may be stored as any number type.
+    """Read a label map as int16, in the values of the file; it may be stored as any number type, or as RGB gray.
 
-    Raises SegpipeError where the file cannot be read whole or a voxel is no whole number.
+    Raises SegpipeError where the file cannot be read whole, a voxel is no whole number, or a pixel is transparent.
     """
-    nifti = _load(path)
-    array = _channels_first(path, np.asanyarray(nifti.dataobj))
+    stored = _read(path, as_label=True)
+    array = _without_colours(path, stored)
     odd = array[~np.isfinite(array) | (np.rint(array) != array)] if array.dtype.kind == "f" else array[:0]
     if odd.size:
         raise SegpipeError(
@@ -101,109 +100,116 @@ def read_label(path: Path, orientation: str = "as-stored") -> Volume:
                 cure="correct the label map",
             )
         )
-    return _volume(nifti, array.astype(np.int16))
+    return _turned(path, array.astype(np.int16), stored.grid, orientation)
 
 
 def write_label_like(path: Path, label: NDArray[np.integer], reference: Path, orientation: str = "as-stored") -> None:
-    """Write a (Z, Y, X) label map on the grid and with the geometry of the image file `reference`."""
-    source = _header_of(reference)
-    array = np.ascontiguousarray(label.T.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16))
-    header = source.header.copy()
-    header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1, 0)
-    header["cal_max"] = header["cal_min"] = 0
-    shape = source.shape[: min(3, len(source.shape))]
-    nifti = type(source)(array.reshape(shape), source.affine, header)
+    """Write a (Z, Y, X) label map on the grid and with the geometry of the image file `reference`.
+
+    path : with the label ending of the reference
+    orientation : that of `label`; the file lies as the reference does
+    """
+    grid: Grid = module_of(reference).grid(reference)
+    if orientation == "RAS" and not grid.is_2d:
+        back = orientations.ornt_transform(RAS, _orientation(reference, grid))
+        label = orientations.apply_orientation(label.T, back).T
+    label = np.ascontiguousarray(label, np.uint8 if label.max(initial=0) < 256 else np.uint16)
+    module = module_of(path)
+    # what belongs to the file comes first: whoever finds the file finds all
+    for companion, text in module.beside(path, grid).items():
+        digest.write_text(companion, text)
     with digest.new_file(path) as temporary:
-        temporary.write_bytes(_encode(nifti, path))
+        temporary.write_bytes(module.encode(path, label, grid))
 
 
-def _encode(nifti: Nifti1Image, path: Path) -> bytes:
-    data: bytes = nifti.to_bytes()
-    # no time stamp in the gzip header: equal volumes are equal files
-    return gzip.compress(data, compresslevel=6, mtime=0) if path.name.endswith(".gz") else data
+def label_ending(file_ending: str) -> str:
+    """The ending of the labels and segmentations of images with this ending: the same, but .png for JPEG."""
+    return LABEL_ENDINGS.get(file_ending.lower(), file_ending)
 
 
-def _header_of(path: Path) -> Nifti1Image:
-    image = nibabel.load(path)
-    assert isinstance(image, Nifti1Image)  # every training and test image was read by `_load` before
-    return image
+def may_hold_several_channels(file_ending: str) -> bool:
+    """Whether one file may hold several channels, as an RGB photograph does."""
+    return FORMATS[file_ending.lower()] in SEVERAL_CHANNELS
 
 
-def _load(path: Path) -> Nifti1Image:
-    """A file of real numbers with a geometry."""
-    nifti = _decode(path)
-    if nifti.get_data_dtype().kind not in "iuf":
-        raise SegpipeError(
-            problem(
-                "not an image of real numbers",
-                where=path,
-                found=nifti.get_data_dtype(),
-                expected="integers or floats",
-                cure="convert the file",
-            )
-        )
-    if not np.isfinite([*nifti.header.get_zooms()[:3], *nifti.affine.flat]).all():
+def axis_codes(volume: Volume) -> str:
+    """Where the axes x, y, z lead: `RAS` is right, front, up; `?` where an axis leads nowhere."""
+    return "".join(code or "?" for code in nibabel.aff2axcodes(volume.affine))
+
+
+def companions(path: Path) -> list[Path]:
+    """Further files that belong to a file: spacing of a TIFF, data of .mhd and .nhdr, the slices in a folder."""
+    found: list[Path] = module_of(path).companions(path)
+    return found
+
+
+def identity(path: Path) -> str:
+    """Digest of the content of a file and of those that belong to it."""
+    files = [*([] if path.is_dir() else [path]), *companions(path)]
+    digests = [digest.of_file(file) for file in files]
+    return digests[0] if files == [path] else digest.of(digests)
+
+
+def _read(path: Path, as_label: bool) -> Stored:
+    """Any format; an image of real numbers with a geometry."""
+    require_content(path)
+    stored: Stored = module_of(path).read(path, as_label)
+    numbers = [*stored.grid.spacing_mm, *stored.grid.affine.flat]
+    if not np.isfinite(numbers).all() or not min(stored.grid.spacing_mm) > 0:
         raise SegpipeError(
             problem(
                 "the header gives no geometry",
                 where=path,
-                found="NaN or infinity in spacing or affine",
-                expected="finite numbers",
+                found=f"spacing {stored.grid.spacing_mm} mm (Z, Y, X)",
+                expected="positive numbers, and a finite affine",
                 cure="correct the header",
             )
         )
-    return nifti
+    return stored
 
 
-def _decode(path: Path) -> Nifti1Image:
-    """Read the whole file, so that a bad checksum or a missing end is an error here and not wrong voxels later."""
-    cure = "copy the file again from its source, or remove the case"
-    try:
-        raw = path.read_bytes()
-        if path.name.endswith(".gz"):
-            raw = gzip.decompress(raw)
-        kind = Nifti2Image if raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else Nifti1Image
-        nifti = kind.from_bytes(raw)
-        np.asanyarray(nifti.dataobj[..., -1:] if nifti.shape else nifti.dataobj)
-    except FileNotFoundError:
-        raise SegpipeError(
-            problem("missing file", where=path, found="no such file", expected="a NIfTI file", cure=cure)
-        ) from None
-    except (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
-        raise SegpipeError(
-            problem(
-                "unreadable file",
-                where=path,
-                found=f"{type(error).__name__}: {error}",
-                expected="a whole NIfTI file",
-                cure=cure,
+def _without_colours(path: Path, stored: Stored) -> NDArray[np.generic]:
+    """Gray stored with alpha, or as three equal channels, becomes one channel; true colours stay."""
+    array = stored.array
+    if stored.colours in ("LA", "RGBA"):
+        if (array[-1] != np.iinfo(str(array.dtype)).max).any():
+            raise SegpipeError(
+                problem(
+                    "a label map with transparent pixels",
+                    where=path,
+                    found=f"alpha from {array[-1].min()}",
+                    expected="no alpha, or an opaque one",
+                    cure="store the label map as gray",
+                )
             )
-        ) from None
-    return nifti
+        array = array[:-1]
+    if stored.colours in ("RGB", "RGBA") and (array == array[:1]).all():
+        array = array[:1]
+    return array
 
 
-def _channels_first(path: Path, array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """(X, Y[, Z[, C]]) to (C, Z, Y, X); further axes must have length one."""
-    if array.ndim > 4 and np.prod(array.shape[4:]) == 1:
-        array = array.reshape(array.shape[:4])
-    if not 2 <= array.ndim <= 4 or array.size == 0:
+def _orientation(path: Path, grid: Grid) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = orientations.io_orientation(grid.affine)
+    if np.isnan(found).any():
         raise SegpipeError(
             problem(
-                "not a 2D, 3D or 4D image",
+                "the header gives no orientation",
                 where=path,
-                found=f"shape {array.shape}",
-                expected="(X, Y), (X, Y, Z) or (X, Y, Z, channels)",
-                cure="extract one volume",
+                found="an axis without direction",
+                expected="three directions",
+                cure="correct the header, or set check.orientation to as-stored",
             )
         )
-    array = array.reshape(array.shape + (1,) * (4 - array.ndim))
-    return np.ascontiguousarray(array.T)
+    return found
 
 
-def _volume(nifti: Nifti1Image, array: NDArray[np.generic]) -> Volume:
-    zooms = [abs(float(zoom)) for zoom in nifti.header.get_zooms()[:3]]
-    if len(zooms) == 2:
-        zooms.append(max(zooms) * SLICE_THICKNESS_2D)
-    x, y, z = zooms
-    return Volume(array, (z, y, x), nifti.affine)
+def _turned(path: Path, array: NDArray[np.generic], grid: Grid, orientation: str) -> Volume:
+    """The volume as it is asked for; see `read_image`."""
+    affine, spacing = grid.affine, np.array(grid.spacing_mm)
+    if orientation == "RAS" and not grid.is_2d:
+        found = _orientation(path, grid)
+        affine = affine @ orientations.inv_ornt_aff(found, array.shape[:0:-1])
+        spacing[2 - found[:, 0].astype(int)] = grid.spacing_mm[::-1]
+        array = orientations.apply_orientation(array.T, found).T
+    z, y, x = (float(edge) for edge in spacing)
+    return Volume(np.ascontiguousarray(array), (z, y, x), affine)

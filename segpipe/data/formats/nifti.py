@@ -1,0 +1,111 @@
+"""NIfTI-1 and NIfTI-2 in one file, packed or not."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti2 import Nifti2Image
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from segpipe.data.formats.grid import SLICE_THICKNESS_2D, Grid, Stored, unreadable
+from segpipe.errors import SegpipeError, problem
+
+
+def read(path: Path, as_label: bool) -> Stored:
+    """Values with the header's scaling; (X, Y[, Z[, C]]) turned around to (C, Z, Y, X).
+
+    Raises SegpipeError where the file cannot be read whole or holds no real numbers in two to four dimensions.
+    """
+    nifti = _decode(path)
+    if nifti.get_data_dtype().kind not in "iuf":
+        raise SegpipeError(
+            problem(
+                "not an image of real numbers",
+                where=path,
+                found=nifti.get_data_dtype(),
+                expected="integers or floats",
+                cure="convert the file",
+            )
+        )
+    return Stored(_channels_first(path, np.asanyarray(nifti.dataobj)), _grid(nifti))
+
+
+def grid(path: Path) -> Grid:
+    """What the header says; the voxels are not read."""
+    nifti = nibabel.load(path)
+    assert isinstance(nifti, Nifti1Image)  # every training and test image was read before
+    return _grid(nifti)
+
+
+def companions(path: Path) -> list[Path]:
+    """A file of this format stands alone."""
+    return []
+
+
+def beside(path: Path, like: Grid) -> dict[Path, str]:
+    """No further files are written."""
+    return {}
+
+
+def encode(path: Path, label: NDArray[np.generic], like: Grid) -> bytes:
+    """A (Z, Y, X) label map; with the codes and units of the other file where that is NIfTI as well."""
+    array = label[0].T if like.is_2d else label.T
+    if isinstance(like.header, Nifti1Image):
+        header = like.header.header.copy()
+        header.set_data_dtype(array.dtype)
+        header.set_slope_inter(1, 0)
+        header["cal_max"] = header["cal_min"] = 0
+        nifti = type(like.header)(np.ascontiguousarray(array), like.header.affine, header)
+    else:
+        nifti = Nifti1Image(np.ascontiguousarray(array), like.affine)
+        nifti.header.set_xyzt_units("mm")
+    data: bytes = nifti.to_bytes()
+    # no time stamp in the gzip header: equal volumes are equal files
+    return gzip.compress(data, compresslevel=6, mtime=0) if path.name.lower().endswith(".gz") else data
+
+
+def _decode(path: Path) -> Nifti1Image:
+    """Read the whole file, so that a bad checksum or a missing end is an error here and not wrong voxels later."""
+    try:
+        raw = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            raw = gzip.decompress(raw)
+        kind = Nifti2Image if raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else Nifti1Image
+        nifti = kind.from_bytes(raw)
+        np.asanyarray(nifti.dataobj[..., -1:] if nifti.shape else nifti.dataobj)
+    except (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
+        raise unreadable(path, error, "a whole NIfTI file") from None
+    return nifti
+
+
+def _channels_first(path: Path, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """(X, Y[, Z[, C]]) to (C, Z, Y, X); further axes must have length one."""
+    if array.ndim > 4 and np.prod(array.shape[4:]) == 1:
+        array = array.reshape(array.shape[:4])
+    if not 2 <= array.ndim <= 4 or array.size == 0:
+        raise SegpipeError(
+            problem(
+                "not a 2D, 3D or 4D image",
+                where=path,
+                found=f"shape {array.shape}",
+                expected="(X, Y), (X, Y, Z) or (X, Y, Z, channels)",
+                cure="extract one volume",
+            )
+        )
+    array = array.reshape(array.shape + (1,) * (4 - array.ndim))
+    return array.T
+
+
+def _grid(nifti: Nifti1Image) -> Grid:
+    zooms = [abs(float(zoom)) for zoom in nifti.header.get_zooms()[:3]]
+    is_2d = len(zooms) == 2
+    if is_2d:
+        zooms.append(max(zooms) * SLICE_THICKNESS_2D)
+    x, y, z = zooms
+    return Grid((z, y, x), np.asarray(nifti.affine), is_2d, nifti)
