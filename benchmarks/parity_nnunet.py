@@ -131,7 +131,12 @@ class NnUnet:
 def compare(nnunet: NnUnet, folder: Path, n_cases: int) -> Iterator[dict[str, Any]]:
     """A row of the table per configuration."""
     nnunet.prepare()
-    check.check(nnunet.dataset, folder / "cases.json", Check(geometry_tolerance_mm=0.1), N_FOLDS)
+    check.check(
+        nnunet.dataset,
+        folder / "cases.json",
+        Check(geometry_tolerance_mm=0.1, orientation="as-stored", outlier_mads=10.0, outside_percent=1.0),
+        N_FOLDS,
+    )
     cases = Cases.read(folder / "cases.json", nnunet.dataset)
     fingerprint.extract(cases, folder / "fingerprint.json", RUNTIME)
     ours = digest.read_json(folder / "fingerprint.json")

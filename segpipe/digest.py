@@ -69,7 +69,18 @@ PREPROCESS = (
 )
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
-    "check": (*READ_IMAGES, "data/labels.py", "data/dataset.py", "data/case_table.py", "data/check.py"),
+    "check": (
+        *READ_IMAGES,
+        "data/labels.py",
+        "data/dataset.py",
+        "data/case_table.py",
+        "data/check_facts.py",
+        "data/check_warnings.py",
+        "data/check_report.py",
+        "data/check_picture.py",
+        "data/check_page.py",
+        "data/check.py",
+    ),
     "fingerprint": (
         *READ_IMAGES,
         "data/labels.py",

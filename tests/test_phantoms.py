@@ -6,11 +6,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from volumes import CHECK
 
 from segpipe import digest
 from segpipe.data import check, phantoms
 from segpipe.data.image import read_image, read_label
-from segpipe.params import Check, Phantoms
+from segpipe.params import Phantoms
 
 SETTINGS = Phantoms(n_train=5, n_test=2, seed=3)
 
@@ -71,9 +72,9 @@ def test_grids_are_anisotropic_oblique_and_vary(root: Path) -> None:
 
 
 def test_image_and_label_share_their_grid_and_pass_the_check(root: Path, tmp_path: Path) -> None:
-    check.check(root, tmp_path / "cases.json", Check(geometry_tolerance_mm=1e-3), 5)
+    check.check(root, tmp_path / "cases.json", CHECK.model_copy(update={"geometry_tolerance_mm": 1e-3}), 5)
     content = digest.read_json(tmp_path / "cases.json")
     assert (len(content["training"]), len(content["test"])) == (5, 2)
-    assert content["labels"] == phantoms.LABELS
+    assert content["labels"]["names"] == {name: [value] for name, value in phantoms.LABELS.items()}
     for case, entry in content["training"].items():
         assert nibabel.load(root / f"labelsTr/{case}.nii.gz").shape == tuple(entry["shape"][::-1])

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import params
-from volumes import image_array, label_array, nifti, nnunet_dataset
+from tiny import FOUR, params
+from volumes import CHECK, image_array, label_array, nifti, nnunet_dataset
 
 from segpipe import digest
 from segpipe.data import check
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
-from segpipe.params import Check
 from segpipe.prepare import store
 from segpipe.prepare.preprocess import preprocess
 from segpipe.prepare.store import PARTS, foreground_locations
@@ -34,6 +33,7 @@ class Folder:
             "intensities": {"0": {"mean": 100.0, "std": 20.0, "percentile_00_5": 50.0, "percentile_99_5": 150.0}},
             "configurations": {
                 "3d_fullres": {
+                    "architecture": "plain",
                     "spacing_mm": [1.0, 0.8, 1.0],
                     "patch_size": [4, 4, 4],
                     "batch_size": 2,
@@ -46,6 +46,7 @@ class Folder:
                     "normalisation": ["zscore"],
                     "use_mask_for_norm": [False],
                     "batch_dice": False,
+                    "previous_stage": None,
                     "reasons": [],
                 }
             },
@@ -61,7 +62,7 @@ class Folder:
         digest.write_json(self.plan_path, self.plan)
 
     def cases(self) -> Cases:
-        check.check(self.root, self.plan_path.with_name("cases.json"), Check(geometry_tolerance_mm=0.1), 2)
+        check.check(self.root, self.plan_path.with_name("cases.json"), CHECK, 2)
         return Cases.read(self.plan_path.with_name("cases.json"), self.root)
 
     def build(self) -> None:
@@ -232,7 +233,7 @@ def test_an_interrupted_case_is_made_again(folder: Folder, monkeypatch: pytest.M
     folder.configuration["spacing_mm"] = [2.0, 2.0, 2.0]
     folder.save()
 
-    def killed(label: object) -> object:
+    def killed(label: object, labels: object) -> object:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -271,7 +272,7 @@ def test_a_manifest_of_other_inputs_or_settings_is_refused(folder: Folder, chang
 def test_every_voxel_of_small_classes_is_kept() -> None:
     label = np.zeros((20, 20, 20), np.int16)
     label[0, 0, :3], label[5:15, 5:15, 5:15], label[19] = 2, 1, -1
-    locations = foreground_locations(label)
+    locations = foreground_locations(label, FOUR)
     assert locations[:, 0].tolist() == [1] * 1000 + [2] * 3
     np.testing.assert_array_equal(locations[:1000, 1], np.flatnonzero(label == 1))
     np.testing.assert_array_equal(locations[1000:, 1], [0, 1, 2])
@@ -283,21 +284,21 @@ def test_every_voxel_of_small_classes_is_kept() -> None:
 def test_of_large_classes_a_share_is_kept(n_voxels: int, n_kept: int) -> None:
     label = np.zeros(n_voxels + 5, np.int16)
     label[:n_voxels] = 3
-    locations = foreground_locations(label.reshape(1, 1, -1))
+    locations = foreground_locations(label.reshape(1, 1, -1), FOUR)
     assert len(locations) == n_kept
     assert (locations[:, 0] == 3).all()
     assert len(np.unique(locations[:, 1])) == n_kept
     assert locations[:, 1].max() < n_voxels
-    np.testing.assert_array_equal(locations, foreground_locations(label.reshape(1, 1, -1)))
+    np.testing.assert_array_equal(locations, foreground_locations(label.reshape(1, 1, -1), FOUR))
 
 
 def test_a_share_is_drawn_from_everywhere() -> None:
     label = np.ones((100, 100, 30), np.int16)
-    z = foreground_locations(label)[:, 1] // 3000
+    z = foreground_locations(label, FOUR)[:, 1] // 3000
     counts = np.bincount(z, minlength=100)
     assert counts.min() > 50
     assert counts.max() < 150
 
 
 def test_without_foreground_there_is_none() -> None:
-    assert foreground_locations(np.full((3, 3, 3), -1, np.int16)).shape == (0, 2)
+    assert foreground_locations(np.full((3, 3, 3), -1, np.int16), FOUR).shape == (0, 2)

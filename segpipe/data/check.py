@@ -13,39 +13,32 @@ from typing import Any
 import numpy as np
 
 from segpipe import digest
-from segpipe.data import case_table, dataset
+from segpipe.data import case_table, check_facts, check_page, check_picture, check_report, check_warnings, dataset
 from segpipe.data.case_table import Row
+from segpipe.data.check_report import Checked, Report
 from segpipe.data.dataset import CaseFiles, Description
 from segpipe.data.image import Volume, read_image, read_label
+from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.params import Check
 
 log = getLogger(__name__)
 
+PAGE = "check.html"
+THREADS = 8  # what the rule asks for; each holds one case in memory
+
 
 def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
-    """Read every file of the dataset and write cases.json.
+    """Read every file of the dataset and write cases.json and, beside it, check.html.
 
-    Raises SegpipeError with all problems: missing or extra files, unreadable files, NaN, shape or geometry mismatch
-    between images and label, unknown label values, wrong channel count, fewer cases than folds.
+    Raises SegpipeError with all problems, before anything is written: missing or extra files, unreadable files, NaN,
+    shape or geometry mismatch between images and label, unknown label values, wrong channel count, fewer cases than
+    folds. What is only suspicious is a warning.
     """
-    description = dataset.describe(root)
-    cases = [*description.training.items(), *description.test.items()]
-    in_table: list[str] = []
-    table = case_table.read(root, description.labels, [case for case, _ in cases], in_table)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [
-            pool.submit(_check_case, root, case, files, description, settings, table.get(case, Row()))
-            for case, files in cases
-        ]
-        checked = [job.result() for job in jobs]
-    problems = [
-        *_dataset_problems(root, description, n_folds),
-        *in_table,
-        *(text for _, found in checked for text in found),
-    ]
-    raise_all(f"{root} cannot be used", problems)
-    entries = {case: entry for (case, _), (entry, _) in zip(cases, checked, strict=True)}
+    report = inspect(root, settings, n_folds)
+    raise_problems(report)
+    description = report.description
+    write_page(report, out.with_name(PAGE))
     digest.write_json(
         out,
         {
@@ -54,16 +47,47 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
             "labels": description.labels.to_json(),
             "orientation": settings.orientation,
             "file_ending": description.file_ending,
-            "training": {case: entries[case] for case in description.training},
-            "test": {case: entries[case] for case in description.test},
+            "training": {one.case: one.entry for one in report.cases if one.training},
+            "test": {one.case: one.entry for one in report.cases if not one.training},
         },
     )
-    log.info(
-        "%s: %d training and %d test cases, no problems",
-        root,
-        len(description.training),
-        len(description.test),
-    )
+    log.info("%s", check_report.table(report))
+
+
+def raise_problems(report: Report) -> None:
+    """Raises SegpipeError where the dataset cannot be used, with all problems."""
+    raise_all(f"{report.root} cannot be used", report.problems)
+
+
+def write_page(report: Report, path: Path) -> None:
+    """Write check.html, of a dataset that cannot be used as well."""
+    digest.write_text(path, check_page.html(report))
+
+
+def inspect(root: Path, settings: Check, n_folds: int) -> Report:
+    """Read every file of the dataset, a few cases at a time, and say everything that is wrong or suspicious.
+
+    Raises SegpipeError where dataset.json does not say what the cases are.
+    """
+    description = dataset.describe(root)
+    cases = [
+        (case, files, training)
+        for training, group in ((True, description.training), (False, description.test))
+        for case, files in group.items()
+    ]
+    in_table: list[str] = []
+    table = case_table.read(root, description.labels, [case for case, *_ in cases], in_table)
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        jobs = [
+            pool.submit(
+                _check_case, root, Checked(case, training), files, description, settings, table.get(case, Row())
+            )
+            for case, files, training in cases
+        ]
+        checked = [job.result() for job in jobs]
+    facts = {one.case: one.facts for one in checked if one.facts}
+    problems = [*_dataset_problems(root, description, n_folds), *in_table]
+    return Report(root, description, checked, problems, check_warnings.notices(facts, description, settings))
 
 
 def _dataset_problems(root: Path, description: Description, n_folds: int) -> Iterator[str]:
@@ -96,10 +120,11 @@ def _dataset_problems(root: Path, description: Description, n_folds: int) -> Ite
 
 
 def _check_case(
-    root: Path, case: str, files: CaseFiles, description: Description, settings: Check, row: Row
-) -> tuple[dict[str, Any], list[str]]:
-    """What cases.json says of one case, and what is wrong with it."""
-    problems = list(_name_problems(root, case, files, description))
+    root: Path, one: Checked, files: CaseFiles, description: Description, settings: Check, row: Row
+) -> Checked:
+    """Read the files of one case, and fill in what is to be said of it."""
+    problems = one.problems
+    problems += _name_problems(root, one.case, files, description)
     names_fit = not problems
     images = {path: _read(read_image, root / path, problems) for path in files.images}
     label = {files.label: _read(read_label, root / files.label, problems)} if files.label else {}
@@ -109,9 +134,24 @@ def _check_case(
     problems += _grid_problems(root, volumes, settings)
     if files.label in volumes:
         problems += _label_problems(root / files.label, volumes[files.label], description, row)
-    if problems:
-        return {}, problems
-    first = volumes[files.images[0]]
+    label_volume = volumes.get(files.label) if files.label else None
+    _describe(one, [volumes[path] for path in images if path in volumes], label_volume, description.labels)
+    if not problems:
+        one.entry.update(_entry(root, files, volumes[files.images[0]], row))
+    return one
+
+
+def _describe(one: Checked, images: list[Volume], label: Volume | None, labels: Labels) -> None:
+    """Facts and a picture, also of a case that cannot be used, as far as its files are on one grid."""
+    images = [image for image in images if image.shape == images[0].shape]
+    label = label if label and images and label.shape == images[0].shape else None
+    if images:
+        one.picture = check_picture.png(images[0], label, labels)
+        one.facts = check_facts.measure(images, label, labels)
+
+
+def _entry(root: Path, files: CaseFiles, first: Volume, row: Row) -> dict[str, Any]:
+    """What cases.json says of a case."""
     return {
         "images": {path: digest.of_file(root / path) for path in files.images},
         "label": {files.label: digest.of_file(root / files.label)} if files.label else None,
@@ -119,7 +159,7 @@ def _check_case(
         "spacing_mm": list(first.spacing_mm),
         "annotated": row.annotated if files.label else None,
         "attributes": row.attributes,
-    }, []
+    }
 
 
 def _read(reader: Any, path: Path, problems: list[str]) -> Volume | None:

@@ -1,8 +1,11 @@
-"""Which cases a dataset folder has: nnU-Net's raw layout and Decathlon task folders."""
+"""Which cases a dataset folder has: nnU-Net's raw layout, its lists of files, and Decathlon task folders."""
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,12 @@ from segpipe.data import image, labels
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 
+FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
+
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case, relative to the dataset's folder. A 4D image holds several channels in one file."""
+    """The files of one case, relative to the dataset's folder or absolute. A file may hold several channels."""
 
     images: tuple[str, ...]
     label: str | None
@@ -25,6 +30,7 @@ class Description:
     """What dataset.json says, in one form for both layouts.
 
     channel_names : one per channel, in order
+    reader : the class of nnU-Net's that dataset.json asks for, if any
     """
 
     channel_names: tuple[str, ...]
@@ -34,6 +40,7 @@ class Description:
     training: dict[str, CaseFiles]
     test: dict[str, CaseFiles]
     n_training: int | None
+    reader: str | None
 
 
 def describe(root: Path) -> Description:
@@ -42,7 +49,32 @@ def describe(root: Path) -> Description:
     Raises SegpipeError for a missing or malformed dataset.json.
     """
     content = _read_dataset_json(root / "dataset.json")
+    if isinstance(content.get("dataset"), dict):
+        return _listed(root, content)
     return _decathlon(root, content) if "training" in content else _nnunet(root, content)
+
+
+def files(root: Path) -> list[str]:
+    """What the check reads, as far as it is there: dataset.json, cases.tsv, and the files that are listed or lie in
+    the folders of nnU-Net's layout. Of a malformed dataset.json, which `describe` explains, nothing but that.
+    """
+    named = ["dataset.json", "cases.tsv"]
+    with contextlib.suppress(SegpipeError):
+        description = describe(root)
+        if description.one_file_per_channel:
+            named += [f"{folder}/{name}" for folder in FOLDERS for name in _files(root / folder)]
+        else:
+            cases = [*description.training.values(), *description.test.values()]
+            named += [file for case in cases for file in [*case.images, *([case.label] if case.label else [])]]
+    return [file for file in dict.fromkeys(named) if (root / file).is_file()]
+
+
+def has_test_cases(root: Path) -> bool:
+    """Whether there is anything to predict."""
+    try:
+        return bool(describe(root).test)
+    except SegpipeError:
+        return False
 
 
 def labels_of(root: Path) -> Labels | None:
@@ -55,7 +87,7 @@ def labels_of(root: Path) -> Labels | None:
 
 def _read_dataset_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except FileNotFoundError:
         raise SegpipeError(
             problem(
@@ -120,6 +152,48 @@ def _files(folder: Path) -> list[str]:
 
 def _nnunet(root: Path, content: dict[str, Any]) -> Description:
     """nnU-Net's layout: imagesTr/CASE_0000.ext, one file per channel; labelsTr/CASE.ext."""
+    ending = _ending(root, content)
+    training = dict(_nnunet_cases(root, "imagesTr", "labelsTr", ending))
+    test = dict(_nnunet_cases(root, "imagesTs", None, ending))
+    return _description(root, content, ending, True, training, test)
+
+
+def _listed(root: Path, content: dict[str, Any]) -> Description:
+    """nnU-Net's key `dataset`: the files of each training case, anywhere; environment variables stand for folders."""
+    try:
+        training = {
+            case: CaseFiles(tuple(_path(image) for image in item["images"]), _path(item["label"]))
+            for case, item in sorted(content["dataset"].items())
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        expected = '"dataset": {"CASE": {"images": ["...", ...], "label": "..."}, ...}'
+        raise _malformed(root, "dataset", error, expected) from None
+    ending = _ending(root, content)
+    return _description(root, content, ending, False, training, dict(_nnunet_cases(root, "imagesTs", None, ending)))
+
+
+def _description(
+    root: Path,
+    content: dict[str, Any],
+    ending: str,
+    one_file_per_channel: bool,
+    training: dict[str, CaseFiles],
+    test: dict[str, CaseFiles],
+) -> Description:
+    reader = content.get("overwrite_image_reader_writer")
+    return Description(
+        _channel_names(root, content),
+        _labels(root, content),
+        ending,
+        one_file_per_channel,
+        training,
+        test,
+        content.get("numTraining"),
+        None if reader in (None, "None") else str(reader),
+    )
+
+
+def _ending(root: Path, content: dict[str, Any]) -> str:
     ending = content.get("file_ending", "")
     if ending not in image.FILE_ENDINGS:
         raise SegpipeError(
@@ -131,15 +205,7 @@ def _nnunet(root: Path, content: dict[str, Any]) -> Description:
                 cure="convert the images",
             )
         )
-    return Description(
-        _channel_names(root, content),
-        _labels(root, content),
-        ending,
-        True,
-        dict(_nnunet_cases(root, "imagesTr", "labelsTr", ending)),
-        dict(_nnunet_cases(root, "imagesTs", None, ending)),
-        content.get("numTraining"),
-    )
+    return str(ending)
 
 
 def _nnunet_cases(root: Path, images: str, labels: str | None, ending: str) -> Iterator[tuple[str, CaseFiles]]:
@@ -158,35 +224,55 @@ def _nnunet_cases(root: Path, images: str, labels: str | None, ending: str) -> I
 def _decathlon(root: Path, content: dict[str, Any]) -> Description:
     """A Decathlon task: dataset.json lists the files; an image with several channels is 4D."""
     try:
-        training = {
-            _id(item["image"]): CaseFiles((_relative(item["image"]),), _relative(item["label"]))
+        training = [
+            (_id(item["image"]), CaseFiles((_path(item["image"]),), _path(item["label"])))
             for item in content["training"]
-        }
-        test = {_id(item): CaseFiles((_relative(item),), None) for item in content.get("test", [])}
+        ]
+        test = [(_id(item), CaseFiles((_path(item),), None)) for item in content.get("test", [])]
     except (AttributeError, KeyError, TypeError) as error:
+        expected = '"training": [{"image": "...", "label": "..."}, ...], "test": ["...", ...]'
+        raise _malformed(root, "training and test", error, expected) from None
+    _require_unique(f"{root / 'dataset.json'}: training", [case for case, _ in training])
+    _require_unique(f"{root / 'dataset.json'}: test", [case for case, _ in test])
+    return _description(root, content, ".nii.gz", False, dict(sorted(training)), dict(sorted(test)))
+
+
+def _malformed(root: Path, key: str, error: Exception, expected: str) -> SegpipeError:
+    return SegpipeError(
+        problem(
+            "the lists of files are malformed",
+            where=f"{root / 'dataset.json'}: {key}",
+            found=f"{type(error).__name__}: {error}",
+            expected=expected,
+            cure="correct the lists",
+        )
+    )
+
+
+def _require_unique(where: str, names: Iterable[str]) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
         raise SegpipeError(
             problem(
-                "the lists of files are malformed",
-                where=f"{root / 'dataset.json'}: training and test",
-                found=f"{type(error).__name__}: {error}",
-                expected='"training": [{"image": "...", "label": "..."}, ...], "test": ["...", ...]',
-                cure="correct the lists",
+                "the same name twice",
+                where=where,
+                found=", ".join(twice),
+                expected="every name once",
+                cure="rename or remove one of them",
             )
-        ) from None
-    return Description(
-        _channel_names(root, content),
-        _labels(root, content),
-        ".nii.gz",
-        False,
-        dict(sorted(training.items())),
-        dict(sorted(test.items())),
-        content.get("numTraining"),
-    )
+        )
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; the standard reader silently takes the last of two equal keys."""
+    _require_unique(str(path), [key for key, _ in pairs])
+    return dict(pairs)
 
 
 def _id(path: str) -> str:
     return Path(path).name.removesuffix(".nii.gz")
 
 
-def _relative(path: str) -> str:
-    return path.removeprefix("./")
+def _path(path: str) -> str:
+    """Relative to the dataset's folder, or absolute."""
+    return os.path.expandvars(path).removeprefix("./")

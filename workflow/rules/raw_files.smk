@@ -2,23 +2,12 @@
 
 
 def raw_files():
-    """Every file of the raw dataset: those that will be generated, or those that are there."""
+    """Every file that the check reads: those that will be generated, or those that are there."""
     if DATASET == GENERATED:
         return [f"{DATASET}/{name}" for name in phantoms.files(PARAMS.phantoms)]
     if not Path(DATASET, "dataset.json").is_file():
         raise WorkflowError(no_dataset())
-    folders = ("imagesTr", "labelsTr", "imagesTs")
-    images = [
-        file for folder in folders for file in visible_files(Path(DATASET, folder))
-    ]
-    tables = [str(table) for table in [Path(DATASET, "cases.tsv")] if table.is_file()]
-    return [f"{DATASET}/dataset.json", *tables, *images]
-
-
-def visible_files(folder):
-    """The regular files of a folder, sorted; macOS leaves hidden ones beside them."""
-    files = folder.iterdir() if folder.is_dir() else []
-    return sorted(str(file) for file in files if file.is_file() and file.name[0] != ".")
+    return [os.path.join(DATASET, file) for file in dataset.files(Path(DATASET))]
 
 
 def no_dataset():
@@ -35,4 +24,8 @@ def no_dataset():
 
 def has_test_images():
     """Whether there is anything to predict."""
-    return any(file.startswith(f"{DATASET}/imagesTs/") for file in raw_files())
+    return (
+        PARAMS.phantoms.n_test > 0
+        if DATASET == GENERATED
+        else dataset.has_test_cases(Path(DATASET))
+    )

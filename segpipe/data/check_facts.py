@@ -1,0 +1,125 @@
+"""What is worth knowing of a case beyond whether it can be used. Small: thousands of cases are kept at once."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+
+from segpipe.data.image import Volume
+from segpipe.data.labels import IGNORE, Labels
+
+SAMPLE = 1_000_000  # voxels that the quantiles of a channel are taken from
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Intensities of one channel, the padding around the image left out.
+
+    levels : 5 %, 50 % and 95 % quantiles of about a million voxels
+    content : digest of the voxels
+    """
+
+    levels: tuple[float, float, float]
+    constant: bool
+    content: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One case.
+
+    shape, spacing_mm : (Z, Y, X)
+    orientation : where the axes X, Y, Z of the file lead, such as RAS
+    offset_mm : the largest distance between where two files of the case place a corner
+    voxels : of each class or region, and of the ignore label; None for a case without label
+    outside_percent : of the labelled voxels lie in the padding around the image
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    offset_mm: float
+    channels: tuple[Channel, ...]
+    voxels: dict[str, int] | None
+    outside_percent: float
+
+    @property
+    def content(self) -> str:
+        """Digest of the voxels of all channels."""
+        return "".join(channel.content for channel in self.channels)
+
+    @property
+    def ml_per_voxel(self) -> float | None:
+        """Of a case with several slices; a 2D image has no volume."""
+        return float(np.prod(self.spacing_mm)) / 1000 if self.shape[0] > 1 else None
+
+
+def measure(images: list[Volume], label: Volume | None, labels: Labels) -> Facts:
+    """The facts of a case whose files lie on one grid.
+
+    images : one volume per file
+    label : values as in the files
+    """
+    channels = [channel for volume in images for channel in volume.array.astype(np.float32, copy=False)]
+    padding = _padding(channels)
+    voxels, outside = _count(label.array[0], padding, labels) if label else (None, 0)
+    labelled = _labelled(voxels, labels)
+    files = [*images, label] if label else images
+    return Facts(
+        images[0].shape,
+        images[0].spacing_mm,
+        "".join(aff2axcodes(images[0].affine)),
+        max(float(np.abs(file.corners_mm() - images[0].corners_mm()).max()) for file in files),
+        tuple(_channel(channel, padding) for channel in channels),
+        None if voxels is None else _by_class(voxels, labels),
+        100 * outside / labelled if labelled else 0.0,
+    )
+
+
+def _padding(channels: list[NDArray[np.float32]]) -> NDArray[np.bool_] | None:
+    """Where all channels have the value that most of their corners have; None where corners differ."""
+    mask: NDArray[np.bool_] | None = None
+    for channel in channels:
+        corners = channel[tuple(slice(None, None, max(n - 1, 1)) for n in channel.shape)]
+        values, counts = np.unique(corners, return_counts=True)
+        if 2 * counts.max() < corners.size:
+            return None
+        here: NDArray[np.bool_] = channel == values[counts.argmax()]
+        mask = here if mask is None else mask & here
+    return mask
+
+
+def _channel(channel: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> Channel:
+    step = channel.size // SAMPLE | 1
+    sample = channel.reshape(-1)[::step]
+    if padding is not None and not padding.all():
+        sample = sample[~padding.reshape(-1)[::step]]
+    low, middle, high = np.percentile(sample, [5, 50, 95]) if sample.size else [channel.flat[0]] * 3
+    content = hashlib.sha256(f"{channel.shape}".encode() + np.ascontiguousarray(channel).data).hexdigest()[:16]
+    return Channel((float(low), float(middle), float(high)), bool(channel.min() == channel.max()), content)
+
+
+def _count(
+    label: NDArray[np.generic], padding: NDArray[np.bool_] | None, labels: Labels
+) -> tuple[NDArray[np.int64], int]:
+    """Voxels by the training's value, and labelled ones in the padding; slice by slice, to save memory."""
+    counts = np.zeros(len(labels.file_values) + 1, np.int64)  # the first one is of values that no class has
+    outside = 0
+    for index, plane in enumerate(label):
+        values = labels.from_files(plane)
+        counts += np.bincount(values.ravel() + 1, minlength=len(counts))
+        if padding is not None:
+            outside += int(np.count_nonzero((values > 0) & (values != labels.ignore) & padding[index]))
+    return counts[1:], outside
+
+
+def _labelled(voxels: NDArray[np.int64] | None, labels: Labels) -> int:
+    """Voxels of any class but the background."""
+    return 0 if voxels is None else int(voxels[1 : labels.n_values].sum())
+
+
+def _by_class(voxels: NDArray[np.int64], labels: Labels) -> dict[str, int]:
+    counts = {name: int(sum(voxels[value] for value in values)) for name, values in labels.foreground.items()}
+    return counts | ({} if labels.ignore is None else {IGNORE: int(voxels[labels.ignore])})
