@@ -1,5 +1,6 @@
 """The checked cases of a dataset: what cases.json lists, and how later steps read and write their files."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,8 +48,8 @@ class Cases:
 
     @property
     def file_ending(self) -> str:
-        """Of the images, and so of the segmentations."""
-        return str(self.content["file_ending"])
+        """Of the labels and segmentations; that of the images, if it is no lossy format."""
+        return image.label_ending(str(self.content["file_ending"]))
 
     @cached_property
     def training(self) -> list[str]:
@@ -88,12 +89,12 @@ class Cases:
         """All channels of a case, (C, Z, Y, X) float32."""
         volumes = [image.read_image(self.root / path, self.orientation) for path in self.entry(case)["images"]]
         array = np.concatenate([volume.array for volume in volumes])
-        return image.Volume(array, volumes[0].spacing_mm, volumes[0].affine)
+        return dataclasses.replace(volumes[0], array=array)
 
     def read_label(self, case: str) -> NDArray[np.int16]:
         """The label map of a training case, (Z, Y, X), in the training's values."""
         volume = image.read_label(self.label_path(case), self.orientation)
-        return self.labels.from_files(volume.array[0].astype(np.int16, copy=False))
+        return self.labels.from_files(self.labels.of_binary(volume.array[0].astype(np.int16, copy=False)))
 
     def read_segmentation(self, path: Path) -> NDArray[np.int16]:
         """What `write_segmentation` wrote."""

@@ -19,8 +19,9 @@ from segpipe.errors import SegpipeError, problem
 FILE_ENDINGS = tuple(FORMATS)
 # What segmentations of images in a lossy format, or without one for labels, are stored in.
 LABEL_ENDINGS = {".jpg": ".png", ".jpeg": ".png", ".dcm": ".nii.gz"}
-# Files that may hold several channels, so that a case may have fewer files than channels.
-SEVERAL_CHANNELS = ("NIfTI", "TIFF", "PNG", "BMP", "JPEG")
+# Formats for colours: in nnU-Net's layout, a case may have fewer files than channels.
+SEVERAL_CHANNELS = ("TIFF", "PNG", "BMP", "JPEG")
+FLATTEST = 1e-3  # volume that three axes of length one must span
 RAS = orientations.axcodes2ornt("RAS")
 
 
@@ -31,11 +32,13 @@ class Volume:
     array : (C, Z, Y, X), float32 for images, int16 for labels
     spacing_mm : (Z, Y, X)
     affine : (4, 4) voxel indices (x, y, z, 1) to world coordinates in mm: right, anterior, superior
+    is_2d : one slice by its nature, of a thickness that means nothing
     """
 
     array: NDArray[np.generic]
     spacing_mm: tuple[float, float, float]
     affine: NDArray[np.float64]
+    is_2d: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,8 +55,7 @@ class Volume:
 def read_image(path: Path, orientation: str = "as-stored") -> Volume:
     """Read an image as float32.
 
-    orientation : `as-stored`, or `RAS`: the axes are swapped and flipped so that x, y, z lead as nearly as possible
-        to the right, to the front and up; 2D files stay as they are
+    orientation : see `turned`
     Raises SegpipeError where the file cannot be read whole, is no image of real numbers, or holds NaN or infinity.
     """
     stored = _read(path, as_label=False)
@@ -69,7 +71,7 @@ def read_image(path: Path, orientation: str = "as-stored") -> Volume:
                 cure="repair the image, or remove the case",
             )
         )
-    return _turned(path, array, stored.grid, orientation)
+    return turned(_volume(array, stored.grid), orientation)
 
 
 def read_label(path: Path, orientation: str = "as-stored") -> Volume:
@@ -100,7 +102,23 @@ def read_label(path: Path, orientation: str = "as-stored") -> Volume:
                 cure="correct the label map",
             )
         )
-    return _turned(path, array.astype(np.int16), stored.grid, orientation)
+    return turned(_volume(array.astype(np.int16), stored.grid), orientation)
+
+
+def turned(volume: Volume, orientation: str) -> Volume:
+    """The volume as it is asked for; a 2D one stays as it is.
+
+    orientation : `as-stored`, or `RAS`: the axes are swapped and flipped so that x, y, z lead as nearly as possible
+        to the right, to the front and up
+    """
+    if orientation != "RAS" or volume.is_2d:
+        return volume
+    found = orientations.io_orientation(volume.affine)
+    spacing = np.array(volume.spacing_mm)
+    spacing[2 - found[:, 0].astype(int)] = volume.spacing_mm[::-1]
+    z, y, x = (float(edge) for edge in spacing)
+    array = np.ascontiguousarray(orientations.apply_orientation(volume.array.T, found).T)
+    return Volume(array, (z, y, x), volume.affine @ orientations.inv_ornt_aff(found, volume.shape[::-1]))
 
 
 def write_label_like(path: Path, label: NDArray[np.integer], reference: Path, orientation: str = "as-stored") -> None:
@@ -111,7 +129,7 @@ def write_label_like(path: Path, label: NDArray[np.integer], reference: Path, or
     """
     grid: Grid = module_of(reference).grid(reference)
     if orientation == "RAS" and not grid.is_2d:
-        back = orientations.ornt_transform(RAS, _orientation(reference, grid))
+        back = orientations.ornt_transform(RAS, orientations.io_orientation(grid.affine))
         label = orientations.apply_orientation(label.T, back).T
     label = np.ascontiguousarray(label, np.uint8 if label.max(initial=0) < 256 else np.uint16)
     module = module_of(path)
@@ -128,7 +146,7 @@ def label_ending(file_ending: str) -> str:
 
 
 def may_hold_several_channels(file_ending: str) -> bool:
-    """Whether one file may hold several channels, as an RGB photograph does."""
+    """Whether one file may hold several channels in nnU-Net's layout, as an RGB photograph does."""
     return FORMATS[file_ending.lower()] in SEVERAL_CHANNELS
 
 
@@ -154,18 +172,25 @@ def _read(path: Path, as_label: bool) -> Stored:
     """Any format; an image of real numbers with a geometry."""
     require_content(path)
     stored: Stored = module_of(path).read(path, as_label)
-    numbers = [*stored.grid.spacing_mm, *stored.grid.affine.flat]
-    if not np.isfinite(numbers).all() or not min(stored.grid.spacing_mm) > 0:
+    if not _has_geometry(stored.grid):
         raise SegpipeError(
             problem(
                 "the header gives no geometry",
                 where=path,
                 found=f"spacing {stored.grid.spacing_mm} mm (Z, Y, X)",
-                expected="positive numbers, and a finite affine",
+                expected="positive numbers, and an affine of three axes",
                 cure="correct the header",
             )
         )
     return stored
+
+
+def _has_geometry(grid: Grid) -> bool:
+    """Whether edges are positive and the axes lead to three directions."""
+    if not np.isfinite([*grid.spacing_mm, *grid.affine.flat]).all() or not min(grid.spacing_mm) > 0:
+        return False
+    lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    return grid.is_2d or (min(lengths) > 0 and abs(np.linalg.det(grid.affine[:3, :3] / lengths)) > FLATTEST)
 
 
 def _without_colours(path: Path, stored: Stored) -> NDArray[np.generic]:
@@ -188,28 +213,5 @@ def _without_colours(path: Path, stored: Stored) -> NDArray[np.generic]:
     return array
 
 
-def _orientation(path: Path, grid: Grid) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = orientations.io_orientation(grid.affine)
-    if np.isnan(found).any():
-        raise SegpipeError(
-            problem(
-                "the header gives no orientation",
-                where=path,
-                found="an axis without direction",
-                expected="three directions",
-                cure="correct the header, or set check.orientation to as-stored",
-            )
-        )
-    return found
-
-
-def _turned(path: Path, array: NDArray[np.generic], grid: Grid, orientation: str) -> Volume:
-    """The volume as it is asked for; see `read_image`."""
-    affine, spacing = grid.affine, np.array(grid.spacing_mm)
-    if orientation == "RAS" and not grid.is_2d:
-        found = _orientation(path, grid)
-        affine = affine @ orientations.inv_ornt_aff(found, array.shape[:0:-1])
-        spacing[2 - found[:, 0].astype(int)] = grid.spacing_mm[::-1]
-        array = orientations.apply_orientation(array.T, found).T
-    z, y, x = (float(edge) for edge in spacing)
-    return Volume(np.ascontiguousarray(array), (z, y, x), affine)
+def _volume(array: NDArray[np.generic], grid: Grid) -> Volume:
+    return Volume(np.ascontiguousarray(array), grid.spacing_mm, grid.affine, grid.is_2d)

@@ -71,6 +71,17 @@ class Labels:
         mapped: NDArray[np.int16] = table[array.astype(np.int64) - low]
         return mapped
 
+    def of_binary(self, array: NDArray[np.integer]) -> NDArray[np.integer]:
+        """A label map as read; a mask of 0 and 255, as many programs save it, as 0 and 1.
+
+        Only where there is one class, of the value 1, and 255 means nothing. All else stays.
+        """
+        classes = [tuple(self.file_values[value] for value in values) for values in self.foreground.values()]
+        if classes != [(1,)] or 255 in self.file_values or array.max(initial=0) != 255:
+            return array
+        mask = array == 255
+        return array if array[~mask].any() else mask.astype(array.dtype)
+
     def to_files(self, array: NDArray[np.integer]) -> NDArray[np.integer]:
         """A segmentation in the files' values."""
         if self.file_values == tuple(range(len(self.file_values))):
