@@ -4,8 +4,8 @@
 
 The datasets are those of nnunetv2/dataset_conversion/datasets_for_integration_tests: Hippocampus as it is, with its
 second class as ignore label, with the whole organ as a region, and that with a tenth of the slices annotated. Each goes
-from raw files to the cross-validation of the ensemble of 2d, 3d_fullres, 3d_lowres and the cascade and to predictions of
-imagesTs, with a few steps per training; then the models predict again with two folds, and with fold `all`.
+from raw files to the cross-validation of the ensemble of 2d, 3d_fullres, 3d_lowres and the cascade and to predictions
+of imagesTs, with a few steps per training; then the models predict again with two folds, and with fold `all`.
 Exits with 1 where a command fails, a file is missing or a value is none of the dataset's.
 """
 
@@ -196,8 +196,8 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     lines = [
         "# nnU-Net's integration matrix",
         "",
-        f"`benchmarks/integration_matrix.py`: {arguments.cases} cases of Hippocampus, five folds, {steps} per training,",
-        "so the Dice only shows that something is learnt. One call of `snakemake` without a target per row; then",
+        f"`benchmarks/integration_matrix.py`: {arguments.cases} cases of Hippocampus, five folds, {steps} each, so",
+        "the Dice only shows that something is learnt. One call of `snakemake` without a target per row; then",
         "`segpipe predict` with the folds 0 and 3, and with a model of fold `all`.",
         "",
         "| labels | " + " | ".join(CONFIGURATIONS) + " | ensemble | scored | seconds | problems |",
