@@ -95,7 +95,7 @@ def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]
 
 
 def _average(cases: Cases, members: list[Member], name: str, folder: Path, out: Path) -> summary.CaseRow:
-    case = name.removesuffix(cases.file_ending)
+    case = name.removesuffix(cases.label_ending)
     softmax = mean_softmax([member.folder / "softmax" / f"{case}.npz" for member in members])
     segmentation = export.segmentation(softmax, cases.labels)
     cases.write_segmentation(folder / name, segmentation, case)

@@ -31,7 +31,7 @@ def _by_case(cases: Cases, summaries: Mapping[Path, dict[str, Any]]) -> dict[str
     for folder, content in summaries.items():
         for row in content["metric_per_case"]:
             name = Path(row["prediction_file"]).name
-            found.setdefault(name.removesuffix(cases.file_ending), []).append(folder / "segmentations" / name)
+            found.setdefault(name.removesuffix(cases.label_ending), []).append(folder / "segmentations" / name)
     return found
 
 

@@ -39,7 +39,7 @@ class _Validation:
 
     def paths(self, case: str) -> tuple[Path, Path, Path]:
         """Segmentation, softmax and metrics of a finished case; the metrics are written last."""
-        name = f"{case}{self.store.cases.file_ending}"
+        name = f"{case}{self.store.cases.label_ending}"
         return self.state / "segmentations" / name, self.state / "softmax" / f"{case}.npz", self.state / f"{case}.json"
 
     def is_done(self, case: str) -> bool:
@@ -132,7 +132,7 @@ def _summary(work: _Validation, model: Model, val: list[str], of: dict[str, str]
     rows = [
         summary.case_row(
             digest.read_json(work.paths(case)[2]),
-            os.fspath(out / "segmentations" / f"{case}{cases.file_ending}"),
+            os.fspath(out / "segmentations" / f"{case}{cases.label_ending}"),
             next(iter(cases.entry(case)["label"])),
         )
         for case in val
