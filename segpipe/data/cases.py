@@ -47,7 +47,7 @@ class Cases:
         return str(self.content["orientation"])
 
     @property
-    def file_ending(self) -> str:
+    def label_ending(self) -> str:
         """Of the labels and segmentations; that of the images, if it is no lossy format."""
         return image.label_ending(str(self.content["file_ending"]))
 
