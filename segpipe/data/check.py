@@ -3,6 +3,7 @@
 The only rule that lists raw files. What it writes, cases.json, names them with their digests; later rules depend on it.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from segpipe import digest
-from segpipe.data import case_table, check_facts, check_page, check_picture, check_report, check_warnings, dataset
+from segpipe.data import (
+    case_table,
+    check_facts,
+    check_page,
+    check_picture,
+    check_report,
+    check_warnings,
+    dataset,
+    image,
+)
 from segpipe.data.case_table import Row
 from segpipe.data.check_report import Checked, Report
 from segpipe.data.dataset import CaseFiles, Description
@@ -127,17 +137,18 @@ def _check_case(
     problems += _name_problems(root, one.case, files, description)
     names_fit = not problems
     images = {path: _read(read_image, root / path, problems) for path in files.images}
-    label = {files.label: _read(read_label, root / files.label, problems)} if files.label else {}
+    label = {files.label: _read_label(root / files.label, description, problems)} if files.label else {}
     volumes = {path: volume for path, volume in {**images, **label}.items() if volume}
+    lying = {path: image.turned(volume, settings.orientation) for path, volume in volumes.items()}
     if names_fit and volumes.keys() >= images.keys():
         problems += _channel_problems(root, [volumes[path] for path in images], files, description)
-    problems += _grid_problems(root, volumes, settings)
+    problems += _grid_problems(root, lying, settings)
     if files.label in volumes:
         problems += _label_problems(root / files.label, volumes[files.label], description, row)
     label_volume = volumes.get(files.label) if files.label else None
     _describe(one, [volumes[path] for path in images if path in volumes], label_volume, description.labels)
     if not problems:
-        one.entry.update(_entry(root, files, volumes[files.images[0]], row))
+        one.entry.update(_entry(root, files, lying[files.images[0]], row))
     return one
 
 
@@ -153,8 +164,8 @@ def _describe(one: Checked, images: list[Volume], label: Volume | None, labels: 
 def _entry(root: Path, files: CaseFiles, first: Volume, row: Row) -> dict[str, Any]:
     """What cases.json says of a case."""
     return {
-        "images": {path: digest.of_file(root / path) for path in files.images},
-        "label": {files.label: digest.of_file(root / files.label)} if files.label else None,
+        "images": {path: image.identity(root / path) for path in files.images},
+        "label": {files.label: image.identity(root / files.label)} if files.label else None,
         "shape": list(first.shape),
         "spacing_mm": list(first.spacing_mm),
         "annotated": row.annotated if files.label else None,
@@ -171,13 +182,24 @@ def _read(reader: Any, path: Path, problems: list[str]) -> Volume | None:
         return None
 
 
+def _read_label(path: Path, description: Description, problems: list[str]) -> Volume | None:
+    label = _read(read_label, path, problems)
+    array = description.labels.of_binary(label.array.astype(np.int16, copy=False)) if label else None
+    return label and dataclasses.replace(label, array=array)
+
+
 def _name_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
-    """Missing and extra files of a layout with one file per channel. Files that are listed are missed when read."""
+    """Missing and extra files of a layout with one file per channel. Files that are listed are missed when read.
+
+    Formats for colours may have fewer files, at least one: the channels are counted when they are read.
+    """
     if not description.one_file_per_channel:
         return
     folder = "imagesTr" if files.label else "imagesTs"
-    channels = range(len(description.channel_names))
-    expected = [f"{folder}/{case}_{channel:04d}{description.file_ending}" for channel in channels]
+    n_files = len(description.channel_names)
+    if image.may_hold_several_channels(description.file_ending):
+        n_files = min(n_files, max(1, len(files.images)))
+    expected = [f"{folder}/{case}_{number:04d}{description.file_ending}" for number in range(n_files)]
     missing = [f"missing {path}" for path in expected if path not in files.images]
     extra = [f"extra {path}" for path in files.images if path not in expected]
     if missing or extra:
@@ -185,7 +207,7 @@ def _name_problems(root: Path, case: str, files: CaseFiles, description: Descrip
             "wrong image files",
             where=f"{root}, case {case}",
             found="; ".join(missing + extra),
-            expected=f"{len(expected)} channel(s): {', '.join(expected)}",
+            expected=f"{len(expected)} file(s): {', '.join(expected)}",
             cure="add or remove files, or correct channel_names in dataset.json",
         )
 

@@ -61,7 +61,7 @@ def grid(path: Path) -> Grid:
 
 def companions(path: Path) -> list[Path]:
     """The data file of a header without data."""
-    name = _header(path)[0].get("ElementDataFile", "LOCAL")
+    name = _header(path)[0]["ElementDataFile"] if path.suffix.lower() == ".mhd" else "LOCAL"
     return [] if name.upper() == "LOCAL" else [path.parent / name]
 
 

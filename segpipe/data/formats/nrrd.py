@@ -69,7 +69,7 @@ def grid(path: Path) -> Grid:
 
 def companions(path: Path) -> list[Path]:
     """The data file of a header without data."""
-    name = _header(path)[0].get("datafile")
+    name = _header(path)[0].get("datafile") if path.suffix.lower() == ".nhdr" else None
     return [path.parent / name] if name else []
 
 
