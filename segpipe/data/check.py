@@ -184,8 +184,9 @@ def _read(reader: Any, path: Path, problems: list[str]) -> Volume | None:
 
 def _read_label(path: Path, description: Description, problems: list[str]) -> Volume | None:
     label = _read(read_label, path, problems)
-    array = description.labels.of_binary(label.array.astype(np.int16, copy=False)) if label else None
-    return label and dataclasses.replace(label, array=array)
+    if label is None:
+        return None
+    return dataclasses.replace(label, array=description.labels.of_binary(label.array.astype(np.int16, copy=False)))
 
 
 def _name_problems(root: Path, case: str, files: CaseFiles, description: Description) -> Iterator[str]:
