@@ -138,27 +138,28 @@ def _check_case(
     names_fit = not problems
     images = {path: _read(read_image, root / path, problems) for path in files.images}
     label = {files.label: _read_label(root / files.label, description, problems)} if files.label else {}
-    volumes = {path: volume for path, volume in {**images, **label}.items() if volume}
-    lying = {path: image.turned(volume, settings.orientation) for path, volume in volumes.items()}
+    stored = {path: volume for path, volume in {**images, **label}.items() if volume}
+    axes = next((image.axis_codes(volume) for volume in stored.values() if not volume.is_2d), "")
+    volumes = {path: image.turned(volume, settings.orientation) for path, volume in stored.items()}
     if names_fit and volumes.keys() >= images.keys():
         problems += _channel_problems(root, [volumes[path] for path in images], files, description)
-    problems += _grid_problems(root, lying, settings)
+    problems += _grid_problems(root, volumes, settings)
     if files.label in volumes:
         problems += _label_problems(root / files.label, volumes[files.label], description, row)
-    label_volume = volumes.get(files.label) if files.label else None
-    _describe(one, [volumes[path] for path in images if path in volumes], label_volume, description.labels)
+    read = [volumes[path] for path in images if path in volumes]
+    _describe(one, read, volumes.get(files.label) if files.label else None, axes, description.labels)
     if not problems:
-        one.entry.update(_entry(root, files, lying[files.images[0]], row))
+        one.entry.update(_entry(root, files, volumes[files.images[0]], row))
     return one
 
 
-def _describe(one: Checked, images: list[Volume], label: Volume | None, labels: Labels) -> None:
+def _describe(one: Checked, images: list[Volume], label: Volume | None, axes: str, labels: Labels) -> None:
     """Facts and a picture, also of a case that cannot be used, as far as its files are on one grid."""
     images = [image for image in images if image.shape == images[0].shape]
     label = label if label and images and label.shape == images[0].shape else None
     if images:
         one.picture = check_picture.png(images[0], label, labels)
-        one.facts = check_facts.measure(images, label, labels)
+        one.facts = check_facts.measure(images, label, axes, labels)
 
 
 def _entry(root: Path, files: CaseFiles, first: Volume, row: Row) -> dict[str, Any]:

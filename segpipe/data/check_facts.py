@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from segpipe.data.image import Volume
@@ -17,11 +16,13 @@ SAMPLE = 1_000_000  # voxels that the quantiles of a channel are taken from
 class Channel:
     """Intensities of one channel, the padding around the image left out.
 
+    file : which one of the case holds it
     levels : 5 %, 50 % and 95 % quantiles of about a million voxels
     content : digest of the voxels
     """
 
     levels: tuple[float, float, float]
+    file: int
     constant: bool
     content: str
 
@@ -31,7 +32,7 @@ class Facts:
     """One case.
 
     shape, spacing_mm : (Z, Y, X)
-    orientation : where the axes X, Y, Z of the file lead, such as RAS
+    orientation : where the axes X, Y, Z of the file lead, such as RAS; empty for a 2D image
     offset_mm : the largest distance between where two files of the case place a corner
     voxels : of each class or region, and of the ignore label; None for a case without label
     outside_percent : of the labelled voxels lie in the padding around the image
@@ -40,6 +41,7 @@ class Facts:
     shape: tuple[int, ...]
     spacing_mm: tuple[float, float, float]
     orientation: str
+    is_2d: bool
     offset_mm: float
     channels: tuple[Channel, ...]
     voxels: dict[str, int] | None
@@ -52,27 +54,30 @@ class Facts:
 
     @property
     def ml_per_voxel(self) -> float | None:
-        """Of a case with several slices; a 2D image has no volume."""
-        return float(np.prod(self.spacing_mm)) / 1000 if self.shape[0] > 1 else None
+        """None for a 2D image."""
+        return None if self.is_2d else float(np.prod(self.spacing_mm)) / 1000
 
 
-def measure(images: list[Volume], label: Volume | None, labels: Labels) -> Facts:
+def measure(images: list[Volume], label: Volume | None, axes: str, labels: Labels) -> Facts:
     """The facts of a case whose files lie on one grid.
 
     images : one volume per file
     label : values as in the files
+    axes : orientation as stored
     """
+    files = [number for number, volume in enumerate(images) for _ in volume.array]
     channels = [channel for volume in images for channel in volume.array.astype(np.float32, copy=False)]
     padding = _padding(channels)
     voxels, outside = _count(label.array[0], padding, labels) if label else (None, 0)
     labelled = _labelled(voxels, labels)
-    files = [*images, label] if label else images
+    volumes = [*images, label] if label else images
     return Facts(
         images[0].shape,
         images[0].spacing_mm,
-        "".join(aff2axcodes(images[0].affine)),
-        max(float(np.abs(file.corners_mm() - images[0].corners_mm()).max()) for file in files),
-        tuple(_channel(channel, padding) for channel in channels),
+        axes,
+        images[0].is_2d,
+        max(float(np.abs(file.corners_mm() - images[0].corners_mm()).max()) for file in volumes),
+        tuple(_channel(file, channel, padding) for file, channel in zip(files, channels, strict=True)),
         None if voxels is None else _by_class(voxels, labels),
         100 * outside / labelled if labelled else 0.0,
     )
@@ -91,14 +96,14 @@ def _padding(channels: list[NDArray[np.float32]]) -> NDArray[np.bool_] | None:
     return mask
 
 
-def _channel(channel: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> Channel:
+def _channel(file: int, channel: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> Channel:
     step = channel.size // SAMPLE | 1
     sample = channel.reshape(-1)[::step]
     if padding is not None and not padding.all():
         sample = sample[~padding.reshape(-1)[::step]]
     low, middle, high = np.percentile(sample, [5, 50, 95]) if sample.size else [channel.flat[0]] * 3
     content = hashlib.sha256(f"{channel.shape}".encode() + np.ascontiguousarray(channel).data).hexdigest()[:16]
-    return Channel((float(low), float(middle), float(high)), bool(channel.min() == channel.max()), content)
+    return Channel((float(low), float(middle), float(high)), file, bool(channel.min() == channel.max()), content)
 
 
 def _count(

@@ -27,9 +27,9 @@ def colour(value: int) -> str:
 def png(image: Volume, label: Volume | None, labels: Labels) -> bytes:
     """A slice through the most foreground of a case, seen from the feet or from the front.
 
-    image : its first channel is shown, three channels of a single slice as red, green and blue
+    image : its first channel is shown, three channels of a 2D image as red, green and blue
     """
-    if image.shape[0] == 1:
+    if image.is_2d:
         planes = [*(image.array[:, 0] if len(image.array) == 3 else image.array[:1, 0])]
         outlined = label.array[0, 0] if label else None
         edges_mm = image.spacing_mm[1:]

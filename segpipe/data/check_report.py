@@ -69,7 +69,7 @@ def table(report: Report) -> str:
             *(["", *columns([_head(report), *_case_rows(report)])] if len(facts) <= ALL_CASES else []),
             *warning_lines(report),
             "",
-            f"{len(report.problems) or 'no'} problems, {len(report.notices) or 'no'} warnings",
+            f"problems: {len(report.problems)}, warnings: {len(report.notices)}",
         ]
     )
 
@@ -89,7 +89,8 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         spacings = np.array([one.spacing_mm for one in facts])
         yield "shape", f"{_ranges(shapes, '{:.0f}')} voxels (Z, Y, X)"
         yield "spacing", f"{_ranges(spacings, '{:.4g}')} mm"
-        yield "orientation", ", ".join(sorted({one.orientation for one in facts}))
+        if not all(one.is_2d for one in facts):
+            yield "orientation", ", ".join(sorted({one.orientation for one in facts if not one.is_2d}))
     in_files = report.description.labels.file_values
     if in_files != tuple(range(len(in_files))):
         yield "mapping", ", ".join(f"{value} in the files is {new}" for new, value in enumerate(in_files))

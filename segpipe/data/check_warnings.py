@@ -67,7 +67,8 @@ def _of_classes(facts: Mapping[str, Facts], description: Description) -> Iterato
 def _of_orientations(facts: Mapping[str, Facts], settings: Check) -> Iterator[Notice]:
     found = defaultdict(list)
     for case, one in facts.items():
-        found[one.orientation].append(case)
+        if not one.is_2d:
+            found[one.orientation].append(case)
     if len(found) > 1:
         shares = ", ".join(
             f"{code} {len(cases)}" for code, cases in sorted(found.items(), key=lambda item: -len(item[1]))
@@ -87,9 +88,12 @@ def _of_case(one: Facts, settings: Check) -> Iterator[tuple[str, str]]:
     for number, channel in enumerate(one.channels):
         if channel.constant:
             yield "constant image", f"channel {number} is {channel.levels[1]:.4g} everywhere"
-        twin = next((n for n in range(number) if one.channels[n].content == channel.content), None)
-        if twin is not None:
-            yield "equal channels", f"channels {twin} and {number} have the same voxels"
+        # the colours of a gray photograph, in one file, are equal by their nature
+        twins = [
+            n for n, other in enumerate(one.channels) if other.content == channel.content and other.file != channel.file
+        ]
+        if twins and number < min(twins):
+            yield "equal channels", f"channels {', '.join(map(str, [number, *twins]))} have the same voxels"
 
 
 def _of_copies(facts: Mapping[str, Facts], description: Description) -> Iterator[Notice]:
@@ -108,17 +112,18 @@ def _named(case: str, description: Description) -> str:
 
 
 def _of_intensities(facts: Mapping[str, Facts], description: Description, settings: Check) -> Iterator[Notice]:
+    """At most one warning per case, of all channels."""
+    found = defaultdict(list)
     for number, name in enumerate(description.channel_names):
         levels = {case: one.channels[number].levels for case, one in facts.items() if number < len(one.channels)}
         spread = {case: high - low for case, (low, _, high) in levels.items()}
         usual = SMALLEST_SCALE * float(np.median([*spread.values()])) if spread else 0.0
-        found = defaultdict(list)
         measures = {"median": {case: level[1] for case, level in levels.items()}, "5 to 95 % range": spread}
         for measure, values in measures.items():
             for case, detail in _outliers(values, usual, settings).items():
-                found[case].append(f"{measure} {detail}")
-        for case, details in found.items():
-            yield Notice("unusual intensities", case, f"channel {number} ({name}): {', '.join(details)}")
+                found[case].append(f"{measure} of {name} {detail}")
+    for case, details in found.items():
+        yield Notice("unusual intensities", case, "; ".join(details))
 
 
 def _of_spacings(facts: Mapping[str, Facts], settings: Check) -> Iterator[Notice]:

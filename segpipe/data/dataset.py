@@ -54,19 +54,21 @@ def describe(root: Path) -> Description:
     return _decathlon(root, content) if "training" in content else _nnunet(root, content)
 
 
-def files(root: Path) -> list[str]:
-    """What the check reads, as far as it is there: dataset.json, cases.tsv, and the files that are listed or lie in
-    the folders of nnU-Net's layout. Of a malformed dataset.json, which `describe` explains, nothing but that.
+def files(root: Path) -> list[Path]:
+    """What the check reads, as far as it is there, with the files that belong to an image.
+
+    dataset.json, cases.tsv, and what is listed or lies in the folders of nnU-Net's layout. Nothing further where
+    dataset.json is malformed, which `describe` explains.
     """
-    named = ["dataset.json", "cases.tsv"]
+    found = [root / "dataset.json", root / "cases.tsv"]
     with contextlib.suppress(SegpipeError):
         description = describe(root)
+        cases = [*description.training.values(), *description.test.values()]
+        named = [root / file for case in cases for file in [*case.images, *([case.label] if case.label else [])]]
         if description.one_file_per_channel:
-            named += [f"{folder}/{name}" for folder in FOLDERS for name in _files(root / folder)]
-        else:
-            cases = [*description.training.values(), *description.test.values()]
-            named += [file for case in cases for file in [*case.images, *([case.label] if case.label else [])]]
-    return [file for file in dict.fromkeys(named) if (root / file).is_file()]
+            named = [path for folder in FOLDERS for path in _visible(root / folder)]
+        found += [file for path in named for file in [path, *_companions(path)]]
+    return [file for file in dict.fromkeys(found) if file.is_file()]
 
 
 def has_test_cases(root: Path) -> bool:
@@ -141,13 +143,26 @@ def _labels(root: Path, content: dict[str, Any]) -> Labels:
     return labels.parse(content["labels"], content.get("regions_class_order"), root / "dataset.json")
 
 
-def _files(folder: Path) -> list[str]:
-    """Names in a folder, without hidden files (macOS leaves ._copies in the Decathlon archives)."""
-    return (
-        sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-        if folder.is_dir()
-        else []
-    )
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name, without what is hidden (macOS leaves ._copies in Decathlon's archives)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _volumes(folder: Path, ending: str) -> list[str]:
+    """Names in a folder, without those of files that belong to another one; a DICOM series is a folder."""
+    found = [path for path in _visible(folder) if path.is_file() or (path.is_dir() and path.name.endswith(ending))]
+    others = {path.name for path in found if not path.name.endswith(ending)}
+    if others:
+        others &= {companion.name for path in found if path.name.endswith(ending) for companion in _companions(path)}
+    return [path.name for path in found if path.name not in others]
+
+
+def _companions(path: Path) -> list[Path]:
+    """Further files of one that may be unreadable, which the check reports."""
+    try:
+        return image.companions(path)
+    except (SegpipeError, OSError, ValueError):
+        return []
 
 
 def _nnunet(root: Path, content: dict[str, Any]) -> Description:
@@ -194,8 +209,8 @@ def _description(
 
 
 def _ending(root: Path, content: dict[str, Any]) -> str:
-    ending = content.get("file_ending", "")
-    if ending not in image.FILE_ENDINGS:
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or ending.lower() not in image.FILE_ENDINGS:
         raise SegpipeError(
             problem(
                 "unsupported file ending",
@@ -205,20 +220,21 @@ def _ending(root: Path, content: dict[str, Any]) -> str:
                 cure="convert the images",
             )
         )
-    return str(ending)
+    return ending
 
 
 def _nnunet_cases(root: Path, images: str, labels: str | None, ending: str) -> Iterator[tuple[str, CaseFiles]]:
     channels: dict[str, list[str]] = {}
-    for name in _files(root / images):
+    for name in _volumes(root / images, ending):
         match = re.fullmatch(r"(.+)_\d{4}" + re.escape(ending), name)
         # a name without channel number is a case that `check` reports with the names that its files should have
         channels.setdefault(match[1] if match else name.removesuffix(ending), []).append(f"{images}/{name}")
+    of_labels = image.label_ending(ending)
     if labels:
-        for name in _files(root / labels):
-            channels.setdefault(name.removesuffix(ending), [])
+        for name in _volumes(root / labels, of_labels):
+            channels.setdefault(name.removesuffix(of_labels), [])
     for case in sorted(channels):
-        yield case, CaseFiles(tuple(channels[case]), f"{labels}/{case}{ending}" if labels else None)
+        yield case, CaseFiles(tuple(channels[case]), f"{labels}/{case}{of_labels}" if labels else None)
 
 
 def _decathlon(root: Path, content: dict[str, Any]) -> Description:

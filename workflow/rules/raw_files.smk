@@ -2,12 +2,20 @@
 
 
 def raw_files():
-    """Every file that the check reads: those that will be generated, or those that are there."""
+    """Every file that the check reads: those that will be generated, or those that are there.
+
+    What a download brings is known only afterwards, and a list that grew would redo everything: dataset.json stands for
+    a dataset that will be downloaded, and for one that is as it was downloaded.
+    """
     if DATASET == GENERATED:
         return [f"{DATASET}/{name}" for name in phantoms.files(PARAMS.phantoms)]
+    if download.is_missing(Path(DATASET), PARAMS.download) or download.is_untouched(
+        Path(DATASET)
+    ):
+        return [f"{DATASET}/dataset.json"]
     if not Path(DATASET, "dataset.json").is_file():
         raise WorkflowError(no_dataset())
-    return [os.path.join(DATASET, file) for file in dataset.files(Path(DATASET))]
+    return [str(file) for file in dataset.files(Path(DATASET))]
 
 
 def no_dataset():
@@ -18,7 +26,8 @@ def no_dataset():
         where="params.yaml: dataset",
         found=f"{missing} does not exist",
         expected="a folder with dataset.json, imagesTr and labelsTr (nnU-Net raw or Decathlon layout)",
-        cure=f"correct the path, or set it to {GENERATED}, which is generated",
+        cure=f"correct the path, or set it to {GENERATED}, which is generated, or to "
+        f"data/raw/{min(download.checksums(PARAMS.download))} or the like, which is downloaded",
     )
 
 
