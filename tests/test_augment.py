@@ -135,7 +135,7 @@ def test_without_rotation_the_patch_is_the_exact_middle_of_its_box(start, patch,
     first = [a + n // 2 - p // 2 for a, n, p in zip(start, reach, patch, strict=True)]
     for channel, expected in zip(image.numpy(), case.image, strict=True):
         assert np.array_equal(channel, nnunet_crop(expected, first, patch, 0))
-    assert np.array_equal(label, nnunet_crop(case.label, first, patch, PADDING_LABEL))
+    assert np.array_equal(label[0], nnunet_crop(case.label, first, patch, PADDING_LABEL))
     assert image.dtype == torch.float32
     assert label.dtype == torch.int16
 
@@ -149,7 +149,7 @@ def test_rotation_and_scale_are_batchgeneratorsv2s(name):
     matrix = draw_spatial(Scripted(angles, factor), geometry)
     image, label = read_patch(case, Box((0, 0, 0), box), geometry, matrix)
     assert np.allclose(image, ORACLE[f"{name}_image"], atol=2e-5)
-    assert np.array_equal(label, ORACLE[f"{name}_label"])
+    assert np.array_equal(label[0], ORACLE[f"{name}_label"])
 
 
 @pytest.mark.parametrize("quarter", [1, 2, 3])
@@ -165,7 +165,7 @@ def test_quarter_turns_are_numpys(quarter, axes, about):
     # about Y nnU-Net counts angles the other way round
     turns = quarter if about == 1 else -quarter
     assert np.allclose(image[0], np.rot90(case.image[0], turns, axes), atol=1e-4)
-    assert np.array_equal(label, np.rot90(case.label, turns, axes))
+    assert np.array_equal(label[0], np.rot90(case.label, turns, axes))
 
 
 def test_a_factor_above_one_shrinks_the_object():
@@ -212,7 +212,7 @@ def test_reading_only_what_is_needed_changes_nothing(patch):
         image, label = read_patch(case, reach, geometry, matrix)
         expected_image, expected_label, clear = whole_box_reference(case, reach, geometry, matrix)
         assert np.allclose(image, expected_image, atol=5e-5)
-        assert np.array_equal(label.numpy()[clear], expected_label[clear])
+        assert np.array_equal(label[0].numpy()[clear], expected_label[clear])
         assert clear.mean() > 0.95  # elsewhere two labels are as good as tied
 
 
@@ -254,7 +254,7 @@ def test_a_sample_is_read_then_changed_then_mirrored(monkeypatch):
         plain, plain_label = read_patch(case, box, geometry, matrix)
         assert torch.equal(seen[-1], plain)
         assert torch.equal(image, (plain + 100).flip([axis + 1 for axis in axes]))
-        assert torch.equal(label, plain_label.flip(axes))
+        assert torch.equal(label[0], plain_label[0].flip(axes))
         cases_seen.add((matrix is None, axes))
     assert len(cases_seen) > 5  # rotated and not, all mirrorings
 
@@ -268,7 +268,7 @@ def test_volumes_of_any_size_can_be_read(shape, patch):
         rng = generator(0, 0, step, 0)
         image, label = augmented_patch(rng, case, draw_box(rng, case, geometry.reach, margin, step % 2 > 0), geometry)
         assert image.shape == (1, *geometry.patch_size)
-        assert label.shape == geometry.patch_size
+        assert label.shape == (1, *geometry.patch_size)
         assert image.isfinite().all()
 
 
@@ -278,4 +278,4 @@ def test_2d_patches_have_one_slice():
     for step in range(10):
         image, label = augmented_patch(generator(0, 0, step, 0), case, Box((2, 1, 1), geometry.reach), geometry)
         assert image.shape == (1, 1, 8, 10)
-        assert label.shape == (1, 8, 10)
+        assert label.shape == (1, 1, 8, 10)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import params
+from tiny import labels_of, params
 from volumes import REPO
 
 from segpipe.errors import SegpipeError
 from segpipe.training import selection
 from segpipe.training.check import check
 
-LABELS = {"background": 0, "liver": 1, "tumour": 2}
+LABELS = labels_of({"background": 0, "liver": 1, "tumour": 2})
 CLASSES = ["liver", "tumour"]
 EVERYTHING = {"train__ema__decay": 0.9, "train__full_validation__every": 2}
 
@@ -148,7 +148,7 @@ def test_a_loss_that_would_be_the_better_the_higher_is_refused(name):
 
 
 def test_a_class_that_is_called_like_a_loss_is_a_dice():
-    check(params(train__best__fitness={"dice_loss": 1.0}), {"background": 0, "loss": 1})
+    check(params(train__best__fitness={"dice_loss": 1.0}), labels_of({"background": 0, "loss": 1}))
 
 
 # classes
@@ -319,8 +319,9 @@ def test_it_imports_neither_torch_nor_the_users_module(working_directory):
     code = (
         "import sys\n"
         "from segpipe import params\n"
+        "from segpipe.data import labels\n"
         "from segpipe.training.check import check\n"
-        "check(params.load(), {'background': 0, 'liver': 1})\n"
+        "check(params.load(), labels.parse({'background': 0, 'liver': 1}, None, ''))\n"
         "found = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(found & {'torch', 'matplotlib', 'my_code', 'segpipe'}))\n"
     )

@@ -44,11 +44,11 @@ def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0",
     for case in cases or case_ids(prepared):
         softmax = random_softmax(prepared, case, seed)
         export.save_softmax(folder / f"softmax/{case}.npz", softmax, dtype)
-        label = export.segmentation(softmax)
+        label = export.segmentation(softmax, prepared.cases.labels)
         path = folder / f"segmentations/{case}.nii.gz"
         image.write_label_like(path, label, prepared.cases.image_path(case))
         reference, spacing = prepared.cases.read_label(case), prepared.cases.entry(case)["spacing_mm"]
-        numbers = case_metrics(label, reference, [1, 2, 3], spacing)
+        numbers = case_metrics(label, reference, prepared.cases.labels, None, spacing)
         rows.append(summary.case_row(numbers, str(path), f"labelsTr/{case}.nii.gz"))
     content = {
         **summary.tables(rows),
@@ -56,7 +56,7 @@ def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0",
         "configuration": configuration,
         "checkpoint": "final",
         "epoch": 3,
-        "labels": prepared.cases.labels,
+        "labels": prepared.cases.content["labels"],
         "digest": f"digest of {configuration}",
         "identity": {**IDENTITY, "training": configuration, **identity},
         "settings": {},
@@ -87,7 +87,9 @@ def test_the_softmax_of_several_members_is_averaged(prepared, dtype):
         result = read_segmentation(case)
         assert np.array_equal(result[clear], mean.argmax(0)[clear])
         reference, spacing = prepared.cases.read_label(case), prepared.cases.entry(case)["spacing_mm"]
-        assert rows[f"{case}.nii.gz"]["metrics"] == case_metrics(result, reference, [1, 2, 3], spacing)
+        assert rows[f"{case}.nii.gz"]["metrics"] == case_metrics(
+            result, reference, prepared.cases.labels, None, spacing
+        )
         assert rows[f"{case}.nii.gz"]["prediction_file"] == f"results/fold_0/segmentations/{case}.nii.gz"
     assert content["foreground_mean"] == summary.tables(content["metric_per_case"])["foreground_mean"]
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from skimage.transform import resize
-from tiny import DATA, wave
+from tiny import DATA, labels_of, wave
 
 from segpipe.inference import export
 from segpipe.prepare.preprocess import Grid
 
 ORACLE = np.load(DATA / "core_oracle.npz")
+THREE = labels_of({"background": 0, "one": 1, "two": 2})
 # file shape, crop in the plan's order, file spacing, network's spacing, transposition: as data/make_core_oracle.py
 EXPORTS = {
     "isotropic": ((9, 12, 10), ((1, 9), (2, 11), (0, 10)), (2.0, 1.0, 1.5), (1.4, 1.4, 1.4), (0, 1, 2)),
@@ -30,11 +31,11 @@ def logits_of(grid, n_classes=3):
 @pytest.mark.parametrize("name", EXPORTS)
 def test_probabilities_and_segmentation_are_nnunets(name):
     grid = grid_of(*EXPORTS[name])
-    probabilities = export.to_file_grid(logits_of(grid), grid)
+    probabilities = export.to_file_grid(logits_of(grid), grid, THREE)
     expected = ORACLE[f"export_{name}_probabilities"]
     assert probabilities.shape == expected.shape == (3, *EXPORTS[name][0])
     assert np.allclose(probabilities, expected, atol=2e-6)
-    assert np.array_equal(export.segmentation(probabilities), ORACLE[f"export_{name}_segmentation"])
+    assert np.array_equal(export.segmentation(probabilities, THREE), ORACLE[f"export_{name}_segmentation"])
 
 
 def test_against_skimage_where_all_axes_are_alike():
@@ -43,7 +44,7 @@ def test_against_skimage_where_all_axes_are_alike():
     inside = [resize(one.astype(float), grid.cropped_shape, 1, mode="edge", anti_aliasing=False) for one in logits]
     powers = np.exp(np.stack(inside))
     crop = tuple(slice(*side) for side in grid.crop)
-    assert np.allclose(export.to_file_grid(logits, grid)[:, *crop], powers / powers.sum(0), atol=1e-5)
+    assert np.allclose(export.to_file_grid(logits, grid, THREE)[:, *crop], powers / powers.sum(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -51,16 +52,16 @@ def test_constant_logits_fill_the_crop_and_nothing_else(name):
     grid = grid_of(*EXPORTS[name])
     logits = np.zeros_like(logits_of(grid))
     logits[2] = 9
-    result = export.segmentation(export.to_file_grid(logits, grid))
+    result = export.segmentation(export.to_file_grid(logits, grid, THREE), THREE)
     expected = np.zeros(grid.shape, int)
     expected[tuple(slice(*side) for side in grid.crop)] = 2
     assert np.array_equal(result, expected.transpose(grid.transpose_backward))
-    assert result.dtype == np.uint8
+    assert result.dtype == np.int16
 
 
 def test_outside_the_crop_the_background_is_certain():
     grid = grid_of(*EXPORTS["turned"])
-    probabilities = export.to_file_grid(logits_of(grid), grid)
+    probabilities = export.to_file_grid(logits_of(grid), grid, THREE)
     outside = np.ones(grid.shape, bool)
     outside[tuple(slice(*side) for side in grid.crop)] = False
     outside = outside.transpose(grid.transpose_backward)
@@ -77,7 +78,7 @@ def test_every_voxel_returns_to_its_place(forward):
     logits = 20 * (turned == np.arange(3).reshape(-1, 1, 1, 1)).astype(np.float32)
     backward = tuple(int(axis) for axis in np.argsort(forward))
     grid = Grid(turned.shape, tuple((0, n) for n in turned.shape), (1.0,) * 3, (1.0,) * 3, backward)
-    assert np.array_equal(export.segmentation(export.to_file_grid(logits, grid)), file_label)
+    assert np.array_equal(export.segmentation(export.to_file_grid(logits, grid, THREE), THREE), file_label)
 
 
 def test_softmax_of_huge_logits_is_finite():
@@ -88,7 +89,7 @@ def test_softmax_of_huge_logits_is_finite():
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_saved_softmax_is_what_numpy_and_nnunet_read(tmp_path, dtype):
     grid = grid_of(*EXPORTS["coarse"])
-    probabilities = export.to_file_grid(logits_of(grid), grid)
+    probabilities = export.to_file_grid(logits_of(grid), grid, THREE)
     path = tmp_path / "softmax/case.npz"
     export.save_softmax(path, probabilities, dtype)
     with np.load(path, allow_pickle=False) as content:
@@ -102,5 +103,5 @@ def test_the_saved_softmax_is_what_numpy_and_nnunet_read(tmp_path, dtype):
     # the order is kept: half precision rounds, but never turns two classes round
     top = np.sort(probabilities, 0)
     clear = top[-1] - top[-2] > 1e-3
-    assert np.array_equal(export.segmentation(stored)[clear], export.segmentation(probabilities)[clear])
+    assert np.array_equal(export.segmentation(stored, THREE)[clear], export.segmentation(probabilities, THREE)[clear])
     assert [file.name for file in path.parent.iterdir()] == ["case.npz"]

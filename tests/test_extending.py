@@ -17,6 +17,7 @@ from volumes import REPO
 
 from segpipe import plugins
 from segpipe.data import splits
+from segpipe.data.labels import Labels
 from segpipe.params import Params, Train
 from segpipe.training import checkpoint, job
 from segpipe.training.identity import identify
@@ -179,7 +180,9 @@ def test_the_network_trains(train):
     assert "decoder.stages.0.shortcut.weight" in trained
     content = checkpoint.load(out / "checkpoint_final.pth")
     plan = planned(**content["plan"]["configurations"]["3d_fullres"])
-    start = build(len(content["channel_names"]), len(content["labels"]), plan, settings("network").train).state_dict()
+    start = build(
+        len(content["channel_names"]), len(Labels.from_json(content["labels"]).heads), plan, settings("network").train
+    ).state_dict()
     assert all(not torch.equal(trained[name], start[name]) for name in trained if "shortcut.weight" in name)
 
 
@@ -207,7 +210,9 @@ def test_the_optimiser_trains_by_steps_of_equal_size(train):
     out = train("optimiser", epochs=1, iterations_per_epoch=1, **changes)
     content = checkpoint.load(out / "checkpoint_final.pth")
     plan = planned(**content["plan"]["configurations"]["3d_fullres"])
-    start = build(len(content["channel_names"]), len(content["labels"]), plan, settings(None).train).state_dict()
+    start = build(
+        len(content["channel_names"]), len(Labels.from_json(content["labels"]).heads), plan, settings(None).train
+    ).state_dict()
     moved = torch.cat([(content["network"][name] - tensor).flatten() for name, tensor in start.items()])
     by_rate = (moved.abs() - rate).abs() < 1e-6
     assert (by_rate | (moved == 0)).all()

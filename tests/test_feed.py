@@ -212,7 +212,7 @@ def test_the_share_of_foreground_is_that_of_the_large_batch(monkeypatch, accumul
     drawn = []
     monkeypatch.setattr("segpipe.training.feed.draw_box", lambda rng, case, size, margin, force: drawn.append(force))
     monkeypatch.setattr(Feed, "geometry", feed().geometry)
-    monkeypatch.setattr("segpipe.training.feed.read_patch", lambda *_: (torch.zeros(1, 8, 8, 8), torch.zeros(8, 8, 8)))
+    monkeypatch.setattr("segpipe.training.feed.read_patch", lambda *_: torch.zeros(2, 1, 8, 8, 8))
     one = feed(train__accumulate=accumulate, train__augment=False)
     for number in range(accumulate):
         one.training(5 * accumulate + number)

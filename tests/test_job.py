@@ -282,6 +282,7 @@ def test_a_checkpoint_predicts_alone_and_has_no_optimiser(prepared, trained):
         "settings_digest",
         "configuration",
         "plan",
+        "dataset",
         "labels",
         "channel_names",
         "mirror_axes",
@@ -294,7 +295,7 @@ def test_a_checkpoint_predicts_alone_and_has_no_optimiser(prepared, trained):
         "network",
         "averaged",
     }
-    assert content["labels"] == prepared.cases.labels
+    assert content["labels"] == prepared.cases.labels.to_json()
     assert content["settings"]["epochs"] == 3
     assert content["step"] == 9
     assert content["averaged"] is None

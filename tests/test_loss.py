@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import DATA, TESTS, wave
+from tiny import DATA, TESTS, labels_of, wave
 from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,7 +18,7 @@ from segpipe.training.loss import SegmentationLoss, downsampled, focal, hardest,
 
 ORACLE = np.load(DATA / "core_oracle.npz")
 DEFAULTS = yaml.safe_load((TESTS.parent / "params.yaml").read_text())["train"]["loss"]
-LABELS = {"background": 0, "liver": 1, "tumour": 2, "vessel": 3}
+LABELS = labels_of({"background": 0, "liver": 1, "tumour": 2, "vessel": 3})
 
 # Every region term with every voxel term, and each thing that changes where they count.
 COMBINATIONS = [
@@ -35,9 +35,14 @@ COMBINATIONS = [
 ]
 
 
-def loss_of(batch_dice=False, **changes):
+def loss_of(batch_dice=False, labels=LABELS, **changes):
     """The loss of params.yaml with some settings changed."""
-    return SegmentationLoss(Loss.model_validate({**DEFAULTS, **changes}), LABELS, batch_dice)
+    return SegmentationLoss(Loss.model_validate({**DEFAULTS, **changes}), labels, batch_dice)
+
+
+def first_classes(n):
+    """The labels without the last ones."""
+    return labels_of({name: value for name, (value,) in LABELS.names.items() if value < n})
 
 
 def named(changes):
@@ -93,7 +98,7 @@ def plain(logits, label, settings, batch_dice):
     """The same loss from its definition, one class and one voxel at a time, in float64."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     p = powers / powers.sum(1, keepdims=True)
-    weights = np.array([(settings.class_weights or {}).get(name, 1.0) for name in LABELS])
+    weights = np.array([(settings.class_weights or {}).get(name, 1.0) for name in LABELS.names])
     region = plain_region(p, label, settings, weights, batch_dice)
     voxel = np.mean([plain_voxel(p[i], label[i], settings, weights) for i in range(len(p))])
     return settings.region_weight * region + settings.voxel_weight * voxel
@@ -157,8 +162,9 @@ def test_a_perfect_prediction_costs_minus_one_and_a_wrong_one_more():
     label = torch.randint(0, 3, (2, 6, 6, 6), generator=torch.Generator().manual_seed(0))
     perfect = 40 * torch.nn.functional.one_hot(label, 3).movedim(-1, 1).float()
     for batch_dice in (False, True):
-        assert float(loss_of(batch_dice)([perfect], label)) == pytest.approx(-1, abs=1e-4)
-        assert float(loss_of(batch_dice)([-perfect], label)) > 1
+        loss = loss_of(batch_dice, first_classes(3))
+        assert float(loss([perfect], label)) == pytest.approx(-1, abs=1e-4)
+        assert float(loss([-perfect], label)) > 1
 
 
 def test_batch_dice_sums_over_the_batch():
@@ -168,7 +174,7 @@ def test_batch_dice_sums_over_the_batch():
     logits = torch.zeros(2, 2, 4, 4, 4)
     logits[:, 1] = torch.where(label == 1, 9.0, -9.0)
     logits[0] = logits[0].flip(0)
-    apart, together = (loss_of(batch_dice)([logits], label) for batch_dice in (False, True))
+    apart, together = (loss_of(batch_dice, first_classes(2))([logits], label) for batch_dice in (False, True))
     assert abs(float(apart - together)) > 0.05
 
 
@@ -180,7 +186,7 @@ def test_an_absent_class_costs_what_is_predicted_of_it(mass, dice, tversky):
     logits = torch.stack([(1 - p).log(), p.log()]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
     for region, index in (("dice", dice), ("tversky", tversky)):
         for batch_dice in (False, True):
-            loss = loss_of(batch_dice, region=region, voxel_weight=0.0)
+            loss = loss_of(batch_dice, first_classes(2), region=region, voxel_weight=0.0)
             assert -float(loss([logits], label)) == pytest.approx(index, abs=1e-4)
 
 
@@ -525,7 +531,9 @@ def test_the_sum_is_weighted_and_each_resolution_has_its_own_borders(changes, ba
 
 def test_weights_follow_the_names_whatever_their_order():
     outputs, label = blocks(2)
-    orders = [dict(order) for order in itertools.permutations(LABELS.items())]
+    orders = [
+        labels_of({name: value for name, (value,) in order}) for order in itertools.permutations(LABELS.names.items())
+    ]
     settings = Loss.model_validate({**DEFAULTS, "class_weights": {"vessel": 5.0, "background": 0.5}})
     losses = {float(SegmentationLoss(settings, labels, False)(outputs, label)) for labels in orders}
     assert losses == {float(loss_of(class_weights={"background": 0.5, "vessel": 5.0})(outputs, label))}

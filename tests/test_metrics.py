@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny import FOUR
 
 from segpipe.evaluation.metrics import case_metrics, hd95_mm, mask_metrics
 
@@ -102,7 +103,7 @@ def test_every_class_is_measured_on_its_own():
     reference[:3], reference[3:] = 1, 2
     predicted[:3], predicted[3:5] = 1, 2
     predicted[5] = 1
-    numbers = case_metrics(predicted, reference, [1, 2, 3], (1, 1, 1))
+    numbers = case_metrics(predicted, reference, FOUR, None, (1, 1, 1))
     assert list(numbers) == ["1", "2", "3"]
     assert numbers["1"]["Dice"] == pytest.approx(2 * 108 / (144 + 108))
     assert numbers["2"]["Dice"] == pytest.approx(2 * 72 / (72 + 108))

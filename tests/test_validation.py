@@ -119,7 +119,7 @@ def test_the_summary_says_what_it_was_made_of(prepared, trained, validated):
     assert content["epoch"] == 3
     assert content["digest"] == model["digest"]
     assert content["identity"]["training"] == model["settings_digest"]
-    assert content["labels"] == prepared.cases.labels
+    assert content["labels"] == prepared.cases.content["labels"]
     assert content["settings"]["train"] == model["settings"]
     assert content["settings"]["validate"] == section(params(), "validate")
     assert content["settings"]["validate"]["weights"] == "raw"
