@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.prepare.topology import MIN_EDGE, feature_map_size, features_per_stage, topology
+from segpipe.prepare.presets import PRESETS
+from segpipe.prepare.topology import MIN_EDGE, Layers, feature_map_size, features_per_stage, topology
 
 EDGES = st.integers(1, 300)
 SPACINGS = st.floats(0.2, 8)
@@ -68,25 +69,42 @@ def test_features_double_up_to_a_limit() -> None:
 
 def test_feature_maps_are_counted_by_hand() -> None:
     """Two stages of 4 and 8 channels on 8 x 8: encoder 2*4*64 + 2*8*16, decoder 3*4*64, head 3*64."""
-    assert feature_map_size([8, 8], [(1, 1), (2, 2)], [4, 8], 3) == 512 + 256 + 768 + 192
+    layers = Layers([4, 8], [2, 2], [2], residual=False)
+    assert feature_map_size([8, 8], [(1, 1), (2, 2)], layers, 3) == 512 + 256 + 768 + 192
+
+
+def test_feature_maps_of_residual_blocks_are_counted_by_hand() -> None:
+    """Stem 4*64; 1 block without a skip's convolution 2*4*64, 3 blocks (6 + 1)*8*16; decoder 2*4*64, head 3*64."""
+    layers = Layers([4, 8], [1, 3], [1], residual=True)
+    assert feature_map_size([8, 8], [(1, 1), (2, 2)], layers, 3) == 256 + 512 + 896 + 512 + 192
+
+
+def test_depths_of_the_decoder_count_from_the_coarsest_stage() -> None:
+    strides = [(1, 1), (2, 2), (2, 2)]
+    found = [
+        feature_map_size([8, 8], strides, Layers([4, 4, 4], [1] * 3, depths, False), 1) for depths in ([1, 2], [2, 1])
+    ]
+    assert found[0] - found[1] == 4 * 64 - 4 * 16
+
+
+FINE = [(1, 1, 1), *[(2, 2, 2)] * 5]
+COARSE = [(1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)]
+FEATURES = [32, 64, 128, 256, 320, 320]
 
 
 @pytest.mark.parametrize(
-    ("patch", "strides", "features", "n_classes", "expected"),
+    ("preset", "patch", "strides", "features", "n_classes", "expected"),
     [
-        ([128, 128, 128], [(1, 1, 1), *[(2, 2, 2)] * 5], [32, 64, 128, 256, 320, 320], 8, 463_282_176),
-        (
-            [10, 256, 224],
-            [(1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)],
-            [32, 64, 128, 256, 320, 320],
-            4,
-            170_562_560,
-        ),
-        ([56, 40], [(1, 1), *[(2, 2)] * 3], [32, 64, 128, 256], 3, 651_840),
+        ("plain", [128, 128, 128], FINE, FEATURES, 8, 463_282_176),
+        ("plain", [10, 256, 224], COARSE, FEATURES, 4, 170_562_560),
+        ("plain", [56, 40], [(1, 1), *[(2, 2)] * 3], [32, 64, 128, 256], 3, 651_840),
+        ("ResEncM", [128, 128, 128], FINE, FEATURES, 8, 567_906_304),
+        ("ResEncL", [10, 256, 224], COARSE, FEATURES, 4, 250_826_240),
+        ("ResEncXL", [56, 40], [(1, 1), *[(2, 2)] * 3], [32, 64, 128, 256], 3, 1_001_280),
     ],
 )
 def test_feature_maps_are_counted_as_by_the_network_itself(
-    patch: list[int], strides: list[tuple[int, ...]], features: list[int], n_classes: int, expected: int
+    preset: str, patch: list[int], strides: list[tuple[int, ...]], features: list[int], n_classes: int, expected: int
 ) -> None:
-    """Expected: compute_conv_feature_map_size of dynamic_network_architectures 0.4.4's PlainConvUNet."""
-    assert feature_map_size(patch, strides, features, n_classes) == expected
+    """Expected: compute_conv_feature_map_size of dynamic_network_architectures 0.4.4's networks."""
+    assert feature_map_size(patch, strides, PRESETS[preset].layers(features), n_classes) == expected

@@ -17,7 +17,7 @@ from segpipe.data import labels as labels_module
 from segpipe.data.cases import Cases
 from segpipe.data.labels import Labels
 from segpipe.params import Params
-from segpipe.prepare import fingerprint, plan, store
+from segpipe.prepare import fingerprint, planning, store
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import ANNOTATED, Store, StoredCase, foreground_locations
 
@@ -140,7 +140,7 @@ def prepare(folder: Path, settings: Params, configuration: str = "3d_fullres") -
     check.check(root, prepared / "cases.json", settings.check, settings.splits.n_folds)
     cases = Cases.read(prepared / "cases.json", root)
     fingerprint.extract(cases, prepared / "fingerprint.json", settings.runtime)
-    plan.write(cases, prepared / "fingerprint.json", settings, prepared / "plan.json")
+    planning.write(cases, prepared / "fingerprint.json", settings, prepared / "plan.json")
     splits.write(cases, settings.splits, prepared / "splits.json")
     manifest = prepared / configuration / "manifest.json"
     store.build(cases, prepared / "plan.json", configuration, manifest, settings.runtime)

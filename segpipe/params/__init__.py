@@ -1,14 +1,19 @@
 """params.yaml: its schema, and how it is read."""
 
-from segpipe.params.fields import Configuration
+from segpipe.params.fields import CASCADE, FULLRES, LOWRES, Configuration, Normalisation
 from segpipe.params.reading import PARAMS_FILE, load, section
-from segpipe.params.schema import Check, Overrides, Params, Phantoms, Plan, Runtime, Splits, Validate
+from segpipe.params.schema import Check, Download, Overrides, Params, Phantoms, Plan, Runtime, Splits, Validate
 from segpipe.params.train import Train
 
 __all__ = [
+    "CASCADE",
+    "FULLRES",
+    "LOWRES",
     "PARAMS_FILE",
     "Check",
     "Configuration",
+    "Download",
+    "Normalisation",
     "Overrides",
     "Params",
     "Phantoms",

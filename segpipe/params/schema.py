@@ -5,7 +5,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from segpipe.params.fields import Column, Configuration, Count, Patch, Positive, Section, Spacing
+from segpipe.params.fields import (
+    CASCADE,
+    FULLRES,
+    Column,
+    Configuration,
+    Count,
+    Normalisation,
+    Patch,
+    Positive,
+    Section,
+    Spacing,
+    Task,
+)
 from segpipe.params.train import Train
 
 
@@ -15,6 +27,13 @@ class Phantoms(Section):
     n_train: Annotated[int, Field(ge=5)]
     n_test: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
+
+
+class Download(Section):
+    """Decathlon tasks that are fetched when they are asked for."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    md5: dict[Task, Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]] | None
 
 
 class Check(Section):
@@ -35,16 +54,33 @@ class Overrides(Section):
     features_base: Count | dict[Configuration, Count] | None
 
     def of(self, key: str, configuration: str) -> Any:
-        """The override of `key` for one configuration, or None."""
+        """The override of `key` for one configuration, or None. The cascade takes what 3d_fullres has, unless named."""
         value = getattr(self, key)
-        return value.get(configuration) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return value.get(FULLRES if configuration == CASCADE and CASCADE not in value else configuration)
+
+    def name(self, configuration: str) -> bool:
+        """Whether something is given for this very configuration."""
+        return any(isinstance(value, dict) and configuration in value for _, value in self)
 
 
 class Plan(Section):
     """From the fingerprint to the network."""
 
-    gpu_memory_gb: Annotated[float, Field(ge=1)]
+    preset: Literal["plain", "ResEncM", "ResEncL", "ResEncXL"]
+    gpu_memory_gb: Annotated[float, Field(ge=1)] | None
+    normalisation: dict[str, Normalisation] | None
     overrides: Overrides
+    file: Annotated[str, Field(min_length=1)] | None
+
+    @model_validator(mode="after")
+    def _a_file_is_taken_as_it_is(self) -> "Plan":
+        others = [f"overrides.{key}" for key, value in self.overrides if value is not None]
+        others += ["normalisation"] if self.normalisation is not None else []
+        if self.file is not None and others:
+            raise ValueError(f"a plan from a file ({self.file}) is taken as it is; set to null: {', '.join(others)}")
+        return self
 
 
 class Splits(Section):
@@ -95,6 +131,7 @@ class Params(Section):
     configurations: Annotated[list[Configuration], Field(min_length=1)]
     folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     phantoms: Phantoms
+    download: Download
     check: Check
     plan: Plan
     splits: Splits

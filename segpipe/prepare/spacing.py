@@ -14,18 +14,28 @@ Array = NDArray[np.float64]
 Numbers = Sequence[float] | Array
 
 
-def target_spacing(spacings_mm: Array, shapes: Array) -> Array:
-    """The median spacing; along a coarse axis with few slices the 10th percentile, so that fewer slices are lost."""
+def target_spacing(spacings_mm: Array, shapes: Array) -> tuple[Array, str]:
+    """The median spacing; along a coarse axis with few slices the 10th percentile, so that fewer slices are lost.
+
+    spacings_mm, shapes : (cases, 3)
+    Returns the spacing of each axis, and why.
+    """
     target: Array = np.median(spacings_mm, axis=0)
     shape = np.median(shapes, axis=0)
     worst = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != worst]
-    coarse = target[worst] > ANISOTROPY * target[others].max() and shape[worst] * ANISOTROPY < shape[others].min()
-    if coarse:
-        percentile = np.percentile(spacings_mm[:, worst], 10)
-        finest = target[others].max()
-        target[worst] = percentile if percentile >= finest else finest + 1e-5
-    return target
+    why = f"the median of {len(spacings_mm)} cases"
+    if not target[worst] > ANISOTROPY * target[others].max():
+        return target, f"{why}; no axis is coarse (more than {ANISOTROPY} times the others)"
+    if not shape[worst] * ANISOTROPY < shape[others].min():
+        return target, f"{why}; axis {worst} of the files is coarse, but not short ({shape[worst]:g} voxels)"
+    median, finest = target[worst], target[others].max()
+    percentile = np.percentile(spacings_mm[:, worst], 10)
+    target[worst] = percentile if percentile >= finest else finest + 1e-5
+    return target, (
+        f"{why}; along axis {worst} of the files, which is coarse ({median:.4g} mm) and short ({shape[worst]:g} "
+        "voxels), the 10th percentile"
+    )
 
 
 def axis_order(target_mm: Array) -> list[int]:

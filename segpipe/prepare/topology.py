@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MIN_EDGE = 4  # voxels of the coarsest feature map along each axis
-CONVS_PER_STAGE = 2
 SAME_SPACING = 2  # axes whose spacings differ by less than this factor are treated alike
 
 Axes = tuple[int, ...]
@@ -64,15 +63,38 @@ def features_per_stage(n_stages: int, base: int, n_axes: int) -> tuple[int, ...]
     return tuple(min(base * 2**stage, 512 if n_axes == 2 else 320) for stage in range(n_stages))
 
 
-def feature_map_size(
-    patch_size: Sequence[int], strides: Sequence[Axes], features: Sequence[int], n_classes: int
-) -> int:
-    """Values in all feature maps that convolutions of a plain U-Net write for one patch: the memory proxy."""
+@dataclass(frozen=True)
+class Layers:
+    """What a U-Net has in its stages.
+
+    features : channels of each stage
+    encoder : convolutions of each stage, or residual blocks
+    decoder : convolutions of each stage, the coarsest first
+    """
+
+    features: Sequence[int]
+    encoder: Sequence[int]
+    decoder: Sequence[int]
+    residual: bool
+
+
+def feature_map_size(patch_size: Sequence[int], strides: Sequence[Axes], layers: Layers, n_classes: int) -> int:
+    """Values in all feature maps that convolutions of a U-Net write for one patch: the memory proxy."""
     voxels, size = [], list(patch_size)
     for stride in strides:
         size = [edge // step for edge, step in zip(size, stride, strict=True)]
         voxels.append(math.prod(size))
-    encoder = sum(CONVS_PER_STAGE * channels * count for channels, count in zip(features, voxels, strict=True))
-    # a decoder stage convolves as often as its encoder stage, after one transposed convolution
-    decoder = sum((CONVS_PER_STAGE + 1) * f * v for f, v in zip(features[:-1], voxels[:-1], strict=True))
+    maps = [channels * count for channels, count in zip(layers.features, voxels, strict=True)]
+    written = _written_by_blocks(strides, layers) if layers.residual else layers.encoder
+    encoder = sum(n * size for n, size in zip(written, maps, strict=True))
+    # a stage of the decoder convolves after one transposed convolution
+    decoder = sum((n + 1) * size for n, size in zip(reversed(layers.decoder), maps[:-1], strict=True))
     return encoder + decoder + n_classes * voxels[0]
+
+
+def _written_by_blocks(strides: Sequence[Axes], layers: Layers) -> list[int]:
+    """Feature maps of each stage of a residual encoder: two per block, one of a skip that computes, the stem's."""
+    before = [layers.features[0], *layers.features]
+    skips = [n != m or max(stride) > 1 for n, m, stride in zip(before, layers.features, strides, strict=False)]
+    first = [1] + [0] * (len(strides) - 1)
+    return [2 * n + skip + stem for n, skip, stem in zip(layers.encoder, skips, first, strict=True)]

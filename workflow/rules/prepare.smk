@@ -20,6 +20,7 @@ rule plan:
     input:
         cases=rules.check.output.cases,
         fingerprint=rules.fingerprint.output,
+        file=PARAMS.plan.file or [],
     output:
         f"{PREPARED}/plan.json",
     log:

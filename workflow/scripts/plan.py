@@ -6,13 +6,13 @@ from pathlib import Path
 from segpipe import cli
 from segpipe.data.cases import Cases
 from segpipe.params import Params
-from segpipe.prepare import plan
+from segpipe.prepare import planning
 
 
 def main(args: Namespace, params: Params) -> None:
     """Turn the fingerprint and the settings into a plan."""
     cases = Cases.read(Path(args.cases), params.dataset)
-    plan.write(cases, Path(args.fingerprint), params, Path(args.out))
+    planning.write(cases, Path(args.fingerprint), params, Path(args.out))
 
 
 if __name__ == "__main__":
