@@ -15,6 +15,21 @@ if DATASET == GENERATED:
         shell:
             f"python {{params.script}} --out {GENERATED} --log {{log}}"
 
+elif download.is_missing(Path(DATASET), PARAMS.download):
+
+    # There is no such rule once the folder is there: nothing but its absence makes Snakemake download it.
+    rule download:
+        output:
+            f"{DATASET}/dataset.json",
+        log:
+            "logs/download.log",
+        params:
+            script=script("download"),
+        message:
+            "download: {PARAMS.dataset_name}"
+        shell:
+            f"python {{params.script}} --dataset {DATASET} --log {{log}}"
+
 
 rule check:
     input:

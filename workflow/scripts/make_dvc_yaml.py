@@ -78,7 +78,8 @@ def read_rules(api: SnakemakeApi) -> list[Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         workflow.list_rules()  # parses the Snakefile
     # Snakemake offers no public way to a rule; the comparison with the committed dvc.yaml notices if this one changes
-    return [rule for rule in workflow._workflow.rules if rule.shellcmd]
+    # a download is no stage: DVC would remove the dataset before it, and cache it once more
+    return [rule for rule in workflow._workflow.rules if rule.shellcmd and rule.name != "download"]
 
 
 def stage(rule: Any, params: Params) -> dict[str, Any]:

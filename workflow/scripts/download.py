@@ -1,0 +1,17 @@
+"""Download a task of the Medical Segmentation Decathlon."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from segpipe import cli
+from segpipe.data import download
+from segpipe.params import Params
+
+
+def main(args: Namespace, params: Params) -> None:
+    """Download and unpack the task that the folder --dataset is called after."""
+    download.download(Path(args.dataset), params.download)
+
+
+if __name__ == "__main__":
+    cli.run(main, "--dataset")
