@@ -1,9 +1,8 @@
 """One volume: what is read, what is refused, and that a segmentation comes back on the grid of its image."""
 
-import csv
 import gzip
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -13,7 +12,7 @@ import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Image
 from numpy.typing import NDArray
-from volumes import OBLIQUE, affine, image_array, nifti, real_data
+from volumes import OBLIQUE, affine, image_array, nifti
 
 from segpipe.data.image import read_image, read_label, write_label_like
 from segpipe.errors import SegpipeError
@@ -290,87 +289,3 @@ def test_a_header_without_geometry_is_refused(tmp_path: Path, offset: int, value
     raw[offset : offset + 4] = np.array(value, "<f4").tobytes()
     path.write_bytes(bytes(raw))
     assert "the header gives no geometry" in refusal(path)
-
-
-# real files
-
-READ = {
-    "big.nii.gz": (1, 21, 64, 64),
-    "little.nii.gz": (1, 21, 64, 64),
-    "avg152T1_LR_nifti.nii.gz": (1, 91, 109, 91),
-    "avg152T1_RL_nifti.nii.gz": (1, 91, 109, 91),
-    "avg152T1_LR_nifti2.nii.gz": (1, 91, 109, 91),
-    "with_extension.nii.gz": (1, 151, 191, 161),
-    "int64.nii": (1, 3, 3, 3),
-    "float64.nii": (1, 3, 3, 3),
-    "uint16.nii": (1, 3, 3, 3),
-    "int8.nii": (1, 3, 3, 3),
-    "minimal.nii.gz": (1, 10, 64, 64),
-    "minimal_extended_hdr.nii": (1, 1, 8, 8),
-    "functional.nii": (20, 3, 21, 17),
-    "anatomical.nii": (1, 25, 41, 33),
-    "example4d.nii.gz": (2, 24, 96, 128),
-    "example_nifti2.nii.gz": (2, 12, 20, 32),
-    "standard.nii.gz": (1, 7, 5, 4),
-    "shear.nii.gz": (1, 54, 422, 306),
-    "low_res.nii.gz": (1, 3, 5, 7),
-    "FLAIR.nii.gz": (1, 140, 160, 124),
-    "inia19-t1-brain.nii.gz": (1, 128, 206, 168),
-    "torchio_fernando_t2.nii.gz": (1, 26, 320, 320),
-    "dcm_qa_sag_asc_35sl_22.nii": (2, 35, 64, 64),
-}
-REFUSED = {
-    "5D_small.nii": "not a 2D, 3D or 4D image",
-    "not-nifti.nii": "unreadable file",
-    "empty.nii.gz": "unreadable file",
-    "rgb24_3D.nii": "not an image of real numbers",
-    "rgba32_4D.nii": "not an image of real numbers",
-    "complex32.nii": "not an image of real numbers",
-    "complex.nii.gz": "not an image of real numbers",
-    "ct_perfusion.nii.gz": "not an image of real numbers",
-    "fuzz_crash-1.nii": "unreadable file",
-    "fuzz_crash-ed7d.nii": "unreadable file",
-    "resampled_anat_moved.nii": "153 voxels that are NaN or infinite",
-}
-
-
-def test_every_odd_nifti_file_is_covered() -> None:
-    with (real_data("odd_files") / "MANIFEST.tsv").open() as file:
-        names = {row["file"] for row in csv.DictReader(file, delimiter="\t")}
-    images = {name for name in names if name.endswith((".nii", ".nii.gz")) and not name.startswith("labels/")}
-    assert images == {*READ, *REFUSED}
-
-
-@pytest.mark.parametrize(("name", "shape"), READ.items())
-def test_odd_files_are_read(name: str, shape: Sequence[int]) -> None:
-    path = real_data("odd_files") / name
-    volume = read_image(path)
-    assert volume.array.shape == shape
-    assert np.isfinite(volume.array).all()
-    assert min(volume.spacing_mm) > 0
-    np.testing.assert_array_equal(volume.affine, nibabel.load(path).affine)
-
-
-@pytest.mark.parametrize(("name", "message"), REFUSED.items())
-def test_odd_files_are_refused(name: str, message: str) -> None:
-    assert message in refusal(real_data("odd_files") / name)
-
-
-def test_both_byte_orders_of_one_map_are_the_same() -> None:
-    folder = real_data("odd_files")
-    big, little = read_image(folder / "big.nii.gz"), read_image(folder / "little.nii.gz")
-    np.testing.assert_array_equal(big.array, little.array)
-    assert big.spacing_mm == little.spacing_mm
-
-
-def test_a_time_series_is_scaled() -> None:
-    path = real_data("odd_files") / "functional.nii"
-    expected = nibabel.load(path).get_fdata().transpose(3, 2, 1, 0)
-    np.testing.assert_allclose(read_image(path).array, expected, rtol=1e-6)
-
-
-def test_itk_reads_a_thick_slice_scan_alike() -> None:
-    path = real_data("odd_files") / "torchio_fernando_t2.nii.gz"
-    volume, image = read_image(path), sitk.ReadImage(str(path))
-    np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
-    np.testing.assert_allclose(volume.spacing_mm, image.GetSpacing()[::-1], rtol=1e-6)
