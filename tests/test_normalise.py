@@ -1,19 +1,47 @@
 """Intensity normalisation: the formulas of the five schemes, and their degenerate cases."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from segpipe.errors import SegpipeError
-from segpipe.prepare.normalise import ct, normalise, rescale_to_0_1, rgb_to_0_1, zscore
+from segpipe.prepare import normalise as module
+from segpipe.prepare.normalise import ct, moments, normalise, rescale_to_0_1, rgb_to_0_1, zscore
 
 INTENSITIES = {"mean": 40.0, "std": 20.0, "percentile_00_5": -10.0, "percentile_99_5": 90.0}
+ORACLE = np.load(Path(__file__).parent / "data" / "prepare_oracle.npz")
+INTENSITIES_OF_ORACLE = ("mean", "std", "percentile_00_5", "percentile_99_5")
 SCHEMES = ["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 
 
 @pytest.fixture
 def channel() -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(100, 30, (6, 7, 8)).clip(0, 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, "zscore_inside"])
+def test_each_scheme_gives_what_nnunet_gives(name: str) -> None:
+    inside = ORACLE["inside"] if name == "zscore_inside" else None
+    intensities = dict(zip(INTENSITIES_OF_ORACLE, ORACLE["intensities"].tolist(), strict=True))
+    result = normalise(name.removesuffix("_inside"), ORACLE["channel"], inside, intensities)
+    np.testing.assert_allclose(result, ORACLE[f"normalised_{name}"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_view_with_turned_axes_is_normalised_alike(channel: NDArray[np.float32], masked: bool) -> None:
+    inside = channel > 90 if masked else None
+    found = zscore(channel.transpose(2, 0, 1), None if inside is None else inside.transpose(2, 0, 1))
+    np.testing.assert_allclose(found, zscore(channel, inside).transpose(2, 0, 1), atol=1e-6)
+
+
+def test_large_channels_are_summed_in_pieces(channel: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_VALUES", 60)
+    mean, std = moments(channel)
+    assert mean == pytest.approx(channel.astype(np.float64).mean(), rel=1e-12)
+    assert std == pytest.approx(channel.astype(np.float64).std(), rel=1e-12)
+    assert moments(channel.ravel()) == pytest.approx((mean, std), rel=1e-12)
 
 
 def test_zscore_has_mean_0_and_variance_1(channel: NDArray[np.float32]) -> None:

@@ -1,6 +1,7 @@
 """Resampling: the results of skimage's and scipy's general routines, which nnU-Net calls."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 from skimage.transform import resize
 
+from segpipe.prepare import resample as module
 from segpipe.prepare.resample import nearest_index, resample_image, resample_label, separate_axis, spline_matrix
 
+ORACLE = np.load(Path(__file__).parent / "data" / "prepare_oracle.npz")
+ORACLES = ("isotropic", "coarse", "coarse_down", "coarse_last", "flat", "short")
 SHAPES = [
     ((20, 30, 25), (29, 41, 33)),
     ((20, 30, 25), (13, 17, 11)),
@@ -67,6 +71,21 @@ def test_images_are_those_of_skimage(
         expected = of_nnunet(channel, new, separate, order)
         assert difference(result, expected) < 1e-3
         np.testing.assert_allclose(result, expected, atol=2e-3 * channel.std() + 1e-3)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize(("kind", "order"), [("image", 3), ("logits", 1)])
+def test_images_and_logits_are_those_of_nnunet(name: str, kind: str, order: int) -> None:
+    image, expected = ORACLE[f"{name}_image"], ORACLE[f"{name}_resampled_{kind}"]
+    found = resample_image(image, expected.shape[1:], separate_axis(*ORACLE[f"{name}_spacings_mm"]), order)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.std())
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_labels_are_those_of_nnunet(name: str) -> None:
+    expected = ORACLE[f"{name}_resampled_label"]
+    separate = separate_axis(*ORACLE[f"{name}_spacings_mm"])
+    np.testing.assert_array_equal(resample_label(ORACLE[f"{name}_label"], expected.shape, separate), expected)
 
 
 def test_an_edge_does_not_ring_out_of_range() -> None:
@@ -161,6 +180,27 @@ def test_a_coarse_axis_invents_no_slices_between() -> None:
     label[1] = 3
     found = resample_label(label, (7, 12, 12), 0)
     assert [np.unique(slice_).tolist() for slice_ in found] == [[0]] * 3 + [[3]] * 4
+
+
+@pytest.mark.parametrize("separate", [None, 0])
+def test_blocks_leave_no_seams(monkeypatch: pytest.MonkeyPatch, separate: int | None) -> None:
+    """One block, and blocks smaller than what a spline reaches."""
+    image, label = smooth((30, 41, 37))[None], blobs((30, 41, 37), 8)
+    found = []
+    for size in (1000, 7):
+        monkeypatch.setattr(module, "IMAGE_BLOCK", size)
+        monkeypatch.setattr(module, "LABEL_BLOCK", size)
+        found.append(
+            [
+                resample(separate)
+                for resample in (
+                    lambda axis: resample_image(image, (47, 36, 61), axis),
+                    lambda axis: resample_label(label, (47, 36, 61), axis),
+                )
+            ]
+        )
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
+    np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
 def test_no_label_is_invented() -> None:
