@@ -16,6 +16,7 @@ body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76re
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; } th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } tr + tr > * { border-top: 1px solid #8884; }
+td:nth-child(3), td:nth-child(4) { white-space: nowrap; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
 img { display: block; max-width: 160px; } pre { white-space: pre-wrap; margin: .3rem 0; font-size: .85em; }
 .swatch { display: inline-block; width: .7em; height: .7em; margin-right: .4em; border-radius: 2px; }
@@ -30,7 +31,7 @@ def html(report: Report) -> str:
         f"<h1>{title}</h1>",
         _verdict(report),
         _pairs(summary(report)),
-        *_problems(report.dataset_problems, "The dataset cannot be used"),
+        *_problems(report),
         *_warnings(report),
         "<h2>Classes</h2>",
         _classes(report),
@@ -58,10 +59,15 @@ def _table(rows: Iterable[str]) -> str:
     return "<table>\n" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "\n</table>"
 
 
-def _problems(problems: list[str], title: str) -> Iterator[str]:
-    if problems:
-        yield f'<h2 class="problem">{title}</h2>'
-        yield from (f"<pre>{escape(text)}</pre>" for text in problems)
+def _problems(report: Report) -> Iterator[str]:
+    """Those of the dataset in full; those of the cases by name, with links to the cases."""
+    if report.problems:
+        yield "<h2>Problems</h2>"
+        yield from (f'<pre class="problem">{escape(text)}</pre>' for text in report.dataset_problems)
+        yield "<ul>"
+        named = ((one.case, text.splitlines()[0]) for one in report.cases for text in one.problems)
+        yield from (f"<li>{_link(case)}{escape(what)}</li>" for case, what in named)
+        yield "</ul>"
 
 
 def _warnings(report: Report) -> Iterator[str]:

@@ -103,8 +103,8 @@ def _of_copies(facts: Mapping[str, Facts], description: Description) -> Iterator
     for case, one in facts.items():
         others = [_named(other, description) for other in by_content[one.content] if other != case]
         if others:
-            detail = f"{_named(case, description)} has the voxels of {', '.join(others)}"
-            yield Notice("the same image under two ids", case, detail)
+            here = "" if case in description.training else "a test case, "
+            yield Notice("the same image under two ids", case, f"{here}the same voxels as {', '.join(others)}")
 
 
 def _named(case: str, description: Description) -> str:
