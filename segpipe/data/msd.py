@@ -141,12 +141,12 @@ def _split(source: Path, folder: Path, n_channels: int) -> None:
     if image.ndim == 3:
         shutil.copyfile(source, folder / f"{stem}_0000{ENDING}")
         return
-    data, header = image.dataobj, image.header.copy()
+    data = image.dataobj
     assert isinstance(data, ArrayProxy)
-    header.set_slope_inter(data.slope, data.inter)
     stored = data.get_unscaled()
     for channel in range(n_channels):
-        one = Nifti1Image(stored[..., channel], None, header)
+        one = Nifti1Image(stored[..., channel], None, image.header)
+        one.header.set_slope_inter(data.slope, data.inter)  # nibabel forgets them, and writes what is set as it is
         (folder / f"{stem}_{channel:04d}{ENDING}").write_bytes(gzip.compress(one.to_bytes(), 6, mtime=0))
 
 
