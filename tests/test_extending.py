@@ -173,6 +173,12 @@ def test_the_loss_lies_between_cross_entropy_and_one_minus_p(monkeypatch):
 # network
 
 
+def born(content, plan, settings):
+    """The first weights of the network of a checkpoint."""
+    n_heads = len(Labels.from_json(content["labels"]).heads)
+    return build(len(content["channel_names"]), n_heads, plan, settings).state_dict()
+
+
 def test_the_network_trains(train):
     out = train("network", loss__deep_supervision=[1.0, 0.5])
     trained = weights(out)
@@ -180,9 +186,7 @@ def test_the_network_trains(train):
     assert "decoder.stages.0.shortcut.weight" in trained
     content = checkpoint.load(out / "checkpoint_final.pth")
     plan = planned(**content["plan"]["configurations"]["3d_fullres"])
-    start = build(
-        len(content["channel_names"]), len(Labels.from_json(content["labels"]).heads), plan, settings("network").train
-    ).state_dict()
+    start = born(content, plan, settings("network").train)
     assert all(not torch.equal(trained[name], start[name]) for name in trained if "shortcut.weight" in name)
 
 
@@ -210,9 +214,7 @@ def test_the_optimiser_trains_by_steps_of_equal_size(train):
     out = train("optimiser", epochs=1, iterations_per_epoch=1, **changes)
     content = checkpoint.load(out / "checkpoint_final.pth")
     plan = planned(**content["plan"]["configurations"]["3d_fullres"])
-    start = build(
-        len(content["channel_names"]), len(Labels.from_json(content["labels"]).heads), plan, settings(None).train
-    ).state_dict()
+    start = born(content, plan, settings(None).train)
     moved = torch.cat([(content["network"][name] - tensor).flatten() for name, tensor in start.items()])
     by_rate = (moved.abs() - rate).abs() < 1e-6
     assert (by_rate | (moved == 0)).all()

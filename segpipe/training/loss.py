@@ -184,9 +184,9 @@ class SegmentationLoss:
             cost = cost * self._weights_of(label)
         cost = cost.mean(1)
         if self.settings.voxel == "topk":
-            cost = cost * hardest(entropy.mean(1), self.settings.topk_percent)
+            cost = cost * hardest(entropy.mean(1), self.settings.topk_percent, aim.inside)
         if self.settings.boundary_weight > 0:
-            near = near_border(label, self.settings.boundary_width).flatten(1)
+            near = near_border(label, self.settings.boundary_width, self.labels.ignore).flatten(1)
             cost = cost * (1 + self.settings.boundary_weight * near)
         if aim.inside is None:
             return cost.mean()
@@ -214,31 +214,44 @@ def focal(entropy: Tensor, gamma: float) -> Tensor:
 
 
 @torch.no_grad()
-def hardest(entropy: Tensor, percent: float) -> Tensor:
+def hardest(entropy: Tensor, percent: float, inside: Tensor | None = None) -> Tensor:
     """Weights that turn the mean of a sample into the mean of its hardest voxels, k of n: n / k for them, else 0.
 
     nnunetv2/training/loss/robust_ce_loss.py, but per sample, not over the batch. The voxels that tie for the last
     places share them, so neither value nor gradient depends on an order.
 
     entropy : (B, voxels); so is the result
+    inside : (B, voxels), 1 for the voxels that are annotated; the others are none of the n, and the mean is over those
     """
-    n = entropy.shape[1]
-    k = max(int(n * percent / 100), 1)
-    least = entropy.topk(k, sorted=False).values.amin(1, keepdim=True)
+    if inside is None:
+        n: Tensor | int = entropy.shape[1]
+        k: Tensor | int = max(int(entropy.shape[1] * percent / 100), 1)
+        least = entropy.topk(int(k), sorted=False).values.amin(1, keepdim=True)
+    else:  # as many as the sample has: read off the sorted row, which waits for no device
+        n = inside.sum(1, keepdim=True)
+        k = (n * percent / 100).floor().clamp_min(1)
+        entropy = entropy.masked_fill(inside == 0, -1)
+        descending = entropy.sort(1, descending=True).values
+        least = (descending * (torch.arange(1, descending.shape[1] + 1, device=entropy.device) == k)).sum(1, True)
     above, tied = entropy > least, entropy == least
     share = (k - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
     return (above + share * tied) * (n / k)
 
 
-def near_border(label: Tensor, width: int) -> Tensor:
-    """Voxels with another label at most `width` voxels away along each axis. (B, ...) integers to (B, ...) bool"""
+def near_border(label: Tensor, width: int, ignore: int | None = None) -> Tensor:
+    """Voxels with another label at most `width` voxels away along each axis. (B, ...) integers to (B, ...) bool
+
+    ignore : a value that is no other label, because nobody knows what is there
+    """
     pool = max_pool3d if label.ndim == 4 else max_pool2d
     values = label.float()
     ends = torch.stack([values, -values], 1)  # the highest label and minus the lowest
+    if ignore is not None:
+        ends = ends.masked_fill((label == ignore)[:, None], -math.inf)
     for axis in range(label.ndim - 1):  # a maximum over a box, one axis after the other
         width_here = [width if other == axis else 0 for other in range(label.ndim - 1)]
         ends = pool(ends, [2 * w + 1 for w in width_here], 1, width_here)
-    return ends.sum(1) != 0
+    return ends.sum(1) > 0
 
 
 def _entropy(log_p: Tensor, log_not_p: Tensor | None, aim: Target) -> Tensor:

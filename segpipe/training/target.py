@@ -52,6 +52,7 @@ def overlaps(logits: Tensor, label: Tensor, labels: Labels, known: Tensor | None
     if aim.inside is not None:
         predicted = predicted & (aim.inside[:, None] > 0)
     if known is not None:
-        predicted = predicted & known[:, -predicted.shape[1] :, None]
+        counted = known[:, -predicted.shape[1] :, None]
+        predicted, reference = predicted & counted, reference & counted
     both = (predicted & reference).sum((0, 2))
     return torch.stack([both, predicted.sum((0, 2)) + reference.sum((0, 2))])
