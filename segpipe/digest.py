@@ -72,6 +72,7 @@ DECIDING_MODULES = {
     "check": (
         *READ_IMAGES,
         "data/labels.py",
+        "data/dataset_json.py",
         "data/dataset.py",
         "data/case_table.py",
         "data/check_facts.py",

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from volumes import describe, image_array, label_array, nifti, nnunet_dataset
+from volumes import CHECK, describe, image_array, label_array, nifti, nnunet_dataset
 
 from segpipe.data import check, dataset
-from segpipe.data.dataset import CaseFiles, Cases
+from segpipe.data.cases import Cases
+from segpipe.data.dataset import CaseFiles
 from segpipe.errors import SegpipeError
-from segpipe.params import Check
 
 
 def refusal(root: Path) -> str:
@@ -27,7 +27,7 @@ def refusal(root: Path) -> str:
 def test_nnunet_layout(tmp_path: Path) -> None:
     found = dataset.describe(nnunet_dataset(tmp_path, channels=["T1", "T2"]))
     assert found.channel_names == ("T1", "T2")
-    assert found.labels == {"background": 0, "liver": 1, "kidney": 2}
+    assert found.labels.names == {"background": (0,), "liver": (1,), "kidney": (2,)}
     assert found.n_training == 3
     assert list(found.training) == ["a", "b", "c"]
     images = ("imagesTr/b_0000.nii.gz", "imagesTr/b_0001.nii.gz")
@@ -43,7 +43,7 @@ def test_channels_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 def test_labels_come_in_the_order_of_their_values(tmp_path: Path) -> None:
     describe(tmp_path, labels={"a tumour": 2, "background": 0, "liver": 1})
-    assert list(dataset.describe(tmp_path).labels) == ["background", "liver", "a tumour"]
+    assert list(dataset.describe(tmp_path).labels.heads) == ["background", "liver", "a tumour"]
 
 
 def test_hidden_files_and_folders_are_no_cases(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def decathlon(root: Path, **changes: Any) -> Path:
 def test_decathlon_layout(tmp_path: Path) -> None:
     found = dataset.describe(decathlon(tmp_path))
     assert found.channel_names == ("FLAIR", "T1w")
-    assert found.labels == {"background": 0, "edema": 1, "tumour": 2}
+    assert found.labels.names == {"background": (0,), "edema": (1,), "tumour": (2,)}
     assert list(found.training) == ["BRATS_002", "BRATS_010"]
     assert found.training["BRATS_002"] == CaseFiles(("imagesTr/BRATS_002.nii.gz",), "labelsTr/BRATS_002.nii.gz")
     assert found.test == {"BRATS_100": CaseFiles(("imagesTs/BRATS_100.nii.gz",), None)}
@@ -109,7 +109,7 @@ def test_decathlon_layout(tmp_path: Path) -> None:
 
 
 def test_a_decathlon_task_passes_the_check_and_is_read(tmp_path: Path) -> None:
-    check.check(decathlon(tmp_path / "Task01_BRATS"), tmp_path / "cases.json", Check(geometry_tolerance_mm=0.1), 2)
+    check.check(decathlon(tmp_path / "Task01_BRATS"), tmp_path / "cases.json", CHECK, 2)
     cases = Cases.read(tmp_path / "cases.json", tmp_path / "Task01_BRATS")
     assert cases.name == "Task01_BRATS"
     image = cases.read_image("BRATS_002")
@@ -123,7 +123,7 @@ def test_a_decathlon_case_may_be_named_like_a_channel(tmp_path: Path) -> None:
     nifti(tmp_path / case["image"], image_array(shape=(6, 5, 4, 2)))
     nifti(tmp_path / case["label"], label_array((6, 5, 4)))
     decathlon(tmp_path, training=[case], test=[], numTraining=1)
-    check.check(tmp_path, tmp_path / "cases.json", Check(geometry_tolerance_mm=0.1), 1)
+    check.check(tmp_path, tmp_path / "cases.json", CHECK, 1)
     assert Cases.read(tmp_path / "cases.json", tmp_path).training == ["la_0000"]
 
 
@@ -143,7 +143,141 @@ def test_malformed_lists_are_refused(tmp_path: Path, changes: dict[str, Any]) ->
     assert "the lists of files are malformed" in refusal(decathlon(tmp_path, **changes))
 
 
+@pytest.mark.parametrize("where", ["training", "test"])
+def test_an_id_that_is_listed_twice_is_refused(tmp_path: Path, where: str) -> None:
+    decathlon(tmp_path)
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    content[where].append(content[where][0])
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    text = refusal(tmp_path)
+    assert "the same name twice" in text
+    assert f"dataset.json: {where}\n" in text
+    assert ("BRATS_010" if where == "training" else "BRATS_100") in text
+
+
+# the lists of nnU-Net: the key `dataset`
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset with files beside it and elsewhere, and a test case in its folder."""
+    monkeypatch.setenv("SCANS", str(tmp_path / "scans"))
+    for name in ("one.nii.gz", "two.nii.gz"):
+        nifti(tmp_path / "scans" / name, image_array(len(name)))
+    nifti(tmp_path / "scans/mask.nii.gz", label_array())
+    root = tmp_path / "Dataset001_Listed"
+    nifti(root / "near/image.nii.gz", image_array(3))
+    nifti(root / "near/mask.nii.gz", label_array())
+    nifti(root / "imagesTs/t0_0000.nii.gz", image_array(4))
+    nifti(root / "imagesTs/t0_0001.nii.gz", image_array(5))
+    cases = {
+        "far": {"images": ["$SCANS/one.nii.gz", "${SCANS}/two.nii.gz"], "label": "../scans/mask.nii.gz"},
+        "close": {"images": ["near/image.nii.gz", str(tmp_path / "scans/one.nii.gz")], "label": "./near/mask.nii.gz"},
+    }
+    describe(root, dataset=cases, channel_names={"0": "T1", "1": "T2"}, numTraining=2)
+    return root
+
+
+def test_files_may_lie_anywhere(listed: Path, tmp_path: Path) -> None:
+    found = dataset.describe(listed)
+    assert list(found.training) == ["close", "far"]
+    far = (str(tmp_path / "scans/one.nii.gz"), str(tmp_path / "scans/two.nii.gz"))
+    assert found.training["far"] == CaseFiles(far, "../scans/mask.nii.gz")
+    assert found.training["close"] == CaseFiles(("near/image.nii.gz", far[0]), "near/mask.nii.gz")
+    assert list(found.test) == ["t0"]
+
+
+def test_listed_files_pass_the_check_and_are_read(listed: Path, tmp_path: Path) -> None:
+    check.check(listed, tmp_path / "out/cases.json", CHECK, 2)
+    cases = Cases.read(tmp_path / "out/cases.json", listed)
+    np.testing.assert_array_equal(cases.read_image("far").array[0], image_array(len("one.nii.gz")).T)
+    assert cases.read_label("close").shape == cases.read_image("t0").shape
+
+
+@pytest.mark.parametrize(
+    "cases", [{"a": {"images": ["a.nii.gz"]}}, {"a": ["a.nii.gz"]}, {"a": {"images": [1], "label": "b.nii.gz"}}]
+)
+def test_malformed_lists_of_nnunet_are_refused(tmp_path: Path, cases: dict[str, Any]) -> None:
+    describe(tmp_path, dataset=cases)
+    assert "the lists of files are malformed" in refusal(tmp_path)
+
+
+def test_a_list_of_letters_is_no_list_of_files(tmp_path: Path) -> None:
+    describe(tmp_path, dataset={"a": {"images": "a.nii.gz", "label": "b.nii.gz"}})
+    assert "the lists of files are malformed" in refusal(tmp_path)
+
+
+# the files that the check reads
+
+
+def test_files_of_the_folders(tmp_path: Path) -> None:
+    nnunet_dataset(tmp_path, n_train=1, n_test=1)
+    (tmp_path / "imagesTr/.hidden.nii.gz").touch()
+    (tmp_path / "labelsTr/notes.txt").touch()
+    (tmp_path / "cases.tsv").touch()
+    (tmp_path / "README").touch()
+    expected = ["dataset.json", "cases.tsv", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr/notes.txt"]
+    assert dataset.files(tmp_path) == [tmp_path / name for name in [*expected, "imagesTs/t0_0000.nii.gz"]]
+
+
+def test_files_that_are_listed(listed: Path, tmp_path: Path) -> None:
+    (tmp_path / "scans/two.nii.gz").unlink()  # the check misses it; Snakemake would say less
+    nifti(listed / "imagesTr/not_listed_0000.nii.gz", image_array())
+    found = {file.resolve() for file in dataset.files(listed)}
+    inside = ["dataset.json", "near/image.nii.gz", "near/mask.nii.gz", "imagesTs/t0_0000.nii.gz"]
+    assert found == {
+        *(listed / name for name in [*inside, "imagesTs/t0_0001.nii.gz"]),
+        *(tmp_path / "scans" / name for name in ("one.nii.gz", "mask.nii.gz")),
+    }
+
+
+def test_files_of_a_malformed_description(tmp_path: Path) -> None:
+    nnunet_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    assert dataset.files(tmp_path) == [tmp_path / "dataset.json"]
+    assert not dataset.has_test_cases(tmp_path)
+
+
+def test_test_cases_in_both_layouts(tmp_path: Path) -> None:
+    assert dataset.has_test_cases(nnunet_dataset(tmp_path / "with"))
+    assert not dataset.has_test_cases(nnunet_dataset(tmp_path / "without", n_test=0))
+    assert dataset.has_test_cases(decathlon(tmp_path / "Task01"))
+    assert not dataset.has_test_cases(decathlon(tmp_path / "Task02", test=[]))
+
+
+def test_files_that_belong_to_an_image_are_no_cases(tmp_path: Path) -> None:
+    describe(tmp_path, file_ending=".tif")
+    for name in ("imagesTr/a_0000.tif", "imagesTr/a.json", "labelsTr/a.tif", "labelsTr/a.json", "labelsTr/b.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"spacing": [2, 1, 1]}')
+    found = dataset.describe(tmp_path).training
+    assert found["a"] == CaseFiles(("imagesTr/a_0000.tif",), "labelsTr/a.tif")
+    assert list(found) == ["a", "b.json"]  # to which no image belongs
+    assert tmp_path / "imagesTr/a.json" in dataset.files(tmp_path)
+
+
+def test_a_series_of_slices_is_a_folder(tmp_path: Path) -> None:
+    describe(tmp_path, file_ending=".dcm")
+    (tmp_path / "imagesTr/a_0000.dcm").mkdir(parents=True)
+    (tmp_path / "imagesTr/a_0000.dcm/slice1").touch()
+    nifti(tmp_path / "labelsTr/a.nii.gz", label_array())
+    assert dataset.describe(tmp_path).training == {"a": CaseFiles(("imagesTr/a_0000.dcm",), "labelsTr/a.nii.gz")}
+
+
 # dataset.json
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    describe(tmp_path)
+    text = (tmp_path / "dataset.json").read_text().replace('"liver": 1', '"liver": 1, "liver": 2')
+    (tmp_path / "dataset.json").write_text(text)
+    assert "found:    liver" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("given", "reader"), [(None, None), ("None", None), ("SimpleITKIO", "SimpleITKIO")])
+def test_the_reader_that_is_asked_for(tmp_path: Path, given: str | None, reader: str | None) -> None:
+    describe(tmp_path, overwrite_image_reader_writer=given)
+    assert dataset.describe(tmp_path).reader == reader
 
 
 def test_a_missing_description_is_refused(tmp_path: Path) -> None:
@@ -168,7 +302,6 @@ def test_all_missing_keys_are_named(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     "labels",
     [
-        {"background": 0, "liver": 2},
         {"liver": 1, "kidney": 2},
         {"background": 0},
         {"background": 0, "liver": "one"},
@@ -180,19 +313,16 @@ def test_all_missing_keys_are_named(tmp_path: Path, content: str) -> None:
         {},
     ],
 )
-def test_label_values_are_consecutive(tmp_path: Path, labels: dict[str, Any]) -> None:
+def test_labels_that_make_no_sense_are_refused(tmp_path: Path, labels: dict[str, Any]) -> None:
     describe(tmp_path, labels=labels)
-    assert "label values are not consecutive" in refusal(tmp_path)
+    assert f"where:    {tmp_path / 'dataset.json'}: labels" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "labels", [{"background": 0, "whole": [1, 2], "core": 2}, {"background": 0, "a": 1, "ignore": 2}]
-)
-def test_regions_and_ignored_voxels_are_refused(tmp_path: Path, labels: dict[str, Any]) -> None:
-    describe(tmp_path, labels=labels)
-    text = refusal(tmp_path)
-    assert "regions and the ignore label are not supported" in text
-    assert "found:    whole" in text or "found:    ignore" in text
+def test_regions_and_the_ignore_label(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    describe(tmp_path, labels=labels, regions_class_order=[1, 2])
+    found = dataset.describe(tmp_path).labels
+    assert (found.foreground, found.regions_order, found.ignore) == ({"whole": (1, 2), "core": (2,)}, (1, 2), 3)
 
 
 @pytest.mark.parametrize("names", [{}, {"1": "T1"}, {"zero": "T1"}, {"0": "T1", "2": "T2"}])
@@ -201,7 +331,7 @@ def test_channels_are_numbered_from_0(tmp_path: Path, names: dict[str, str]) -> 
     assert "channels are not numbered" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("ending", [".png", ".mha", "nii.gz", None])
+@pytest.mark.parametrize("ending", [".mgz", "nii.gz", None])
 def test_other_file_formats_are_refused(tmp_path: Path, ending: str | None) -> None:
     describe(tmp_path, file_ending=ending)
     text = refusal(tmp_path)
@@ -215,7 +345,7 @@ def test_other_file_formats_are_refused(tmp_path: Path, ending: str | None) -> N
 @pytest.fixture
 def cases(tmp_path: Path) -> Cases:
     root = nnunet_dataset(tmp_path / "Dataset001_Small", channels=["T1", "T2"])
-    check.check(root, tmp_path / "cases.json", Check(geometry_tolerance_mm=0.1), 2)
+    check.check(root, tmp_path / "cases.json", CHECK, 2)
     return Cases.read(tmp_path / "cases.json", root)
 
 
@@ -228,7 +358,7 @@ def test_channels_of_several_files_are_joined(cases: Cases) -> None:
 
 
 def test_what_the_list_of_cases_says(cases: Cases) -> None:
-    assert (cases.name, cases.file_ending) == ("Dataset001_Small", ".nii.gz")
+    assert (cases.name, cases.label_ending) == ("Dataset001_Small", ".nii.gz")
     assert (cases.training, cases.test) == (["a", "b", "c"], ["t0"])
     assert cases.channel_names == ["T1", "T2"]
     assert cases.image_path("a") == cases.root / "imagesTr/a_0000.nii.gz"
@@ -241,7 +371,7 @@ def test_the_identity_of_a_case_is_its_content(cases: Cases, tmp_path: Path) -> 
     assert len(set(before.values())) == 4
     (cases.root / "imagesTr/b_0001.nii.gz").write_bytes((cases.root / "imagesTr/c_0001.nii.gz").read_bytes())
     nifti(cases.root / "labelsTr/c.nii.gz", label_array() * 0)
-    check.check(cases.root, tmp_path / "again.json", Check(geometry_tolerance_mm=0.1), 2)
+    check.check(cases.root, tmp_path / "again.json", CHECK, 2)
     again = Cases.read(tmp_path / "again.json", cases.root)
     changed = {case for case, identity in before.items() if again.identity(case) != identity}
     assert changed == {"b", "c"}

@@ -1,18 +1,16 @@
 """Which cases a dataset folder has: nnU-Net's raw layout, its lists of files, and Decathlon task folders."""
 
 import contextlib
-import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segpipe.data import image, labels
+from segpipe.data import dataset_json, image
 from segpipe.data.labels import Labels
-from segpipe.errors import SegpipeError, problem, raise_all
+from segpipe.errors import SegpipeError, problem
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
 
@@ -48,7 +46,7 @@ def describe(root: Path) -> Description:
 
     Raises SegpipeError for a missing or malformed dataset.json.
     """
-    content = _read_dataset_json(root / "dataset.json")
+    content = dataset_json.read(root / "dataset.json")
     if isinstance(content.get("dataset"), dict):
         return _listed(root, content)
     return _decathlon(root, content) if "training" in content else _nnunet(root, content)
@@ -82,65 +80,9 @@ def has_test_cases(root: Path) -> bool:
 def labels_of(root: Path) -> Labels | None:
     """The classes as dataset.json has them; None where it is absent or malformed, which `describe` explains."""
     try:
-        return _labels(root, _read_dataset_json(root / "dataset.json"))
+        return dataset_json.classes(root, dataset_json.read(root / "dataset.json"))
     except (SegpipeError, KeyError):
         return None
-
-
-def _read_dataset_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except FileNotFoundError:
-        raise SegpipeError(
-            problem(
-                "no dataset.json",
-                where=path,
-                found="no such file",
-                expected="a dataset in nnU-Net raw layout or a Decathlon task folder",
-                cure="correct `dataset:` in params.yaml",
-            )
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SegpipeError(
-            problem("dataset.json is not JSON", where=path, found=error, expected="valid JSON", cure="correct it")
-        ) from None
-    content = content if isinstance(content, dict) else {}
-    keys = [("channel_names", "modality"), ("labels",)]
-    missing = [" or ".join(names) for names in keys if not any(isinstance(content.get(name), dict) for name in names)]
-    raise_all(
-        "dataset.json is incomplete",
-        [
-            problem(
-                "missing key",
-                where=path,
-                found=f"keys {sorted(content)}",
-                expected=f"{name}: {{...}}",
-                cure=f"add {name}",
-            )
-            for name in missing
-        ],
-    )
-    return content
-
-
-def _channel_names(root: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    names = content.get("channel_names") or content.get("modality", {})
-    numbers = [str(number) for number in range(len(names))]
-    if not names or set(names) != set(numbers):
-        raise SegpipeError(
-            problem(
-                "channels are not numbered",
-                where=f"{root / 'dataset.json'}: channel_names",
-                found=", ".join(names) or "none",
-                expected='"0", "1", ... as in the file names',
-                cure="number the channels from 0",
-            )
-        )
-    return tuple(str(names[number]) for number in numbers)
-
-
-def _labels(root: Path, content: dict[str, Any]) -> Labels:
-    return labels.parse(content["labels"], content.get("regions_class_order"), root / "dataset.json")
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -177,7 +119,7 @@ def _listed(root: Path, content: dict[str, Any]) -> Description:
     """nnU-Net's key `dataset`: the files of each training case, anywhere; environment variables stand for folders."""
     try:
         training = {
-            case: CaseFiles(tuple(_path(image) for image in item["images"]), _path(item["label"]))
+            case: CaseFiles(tuple(_path(image) for image in _list(item["images"])), _path(item["label"]))
             for case, item in sorted(content["dataset"].items())
         }
     except (AttributeError, KeyError, TypeError) as error:
@@ -197,8 +139,8 @@ def _description(
 ) -> Description:
     reader = content.get("overwrite_image_reader_writer")
     return Description(
-        _channel_names(root, content),
-        _labels(root, content),
+        dataset_json.channel_names(root, content),
+        dataset_json.classes(root, content),
         ending,
         one_file_per_channel,
         training,
@@ -248,8 +190,8 @@ def _decathlon(root: Path, content: dict[str, Any]) -> Description:
     except (AttributeError, KeyError, TypeError) as error:
         expected = '"training": [{"image": "...", "label": "..."}, ...], "test": ["...", ...]'
         raise _malformed(root, "training and test", error, expected) from None
-    _require_unique(f"{root / 'dataset.json'}: training", [case for case, _ in training])
-    _require_unique(f"{root / 'dataset.json'}: test", [case for case, _ in test])
+    dataset_json.require_unique(f"{root / 'dataset.json'}: training", [case for case, _ in training])
+    dataset_json.require_unique(f"{root / 'dataset.json'}: test", [case for case, _ in test])
     return _description(root, content, ".nii.gz", False, dict(sorted(training)), dict(sorted(test)))
 
 
@@ -265,28 +207,14 @@ def _malformed(root: Path, key: str, error: Exception, expected: str) -> Segpipe
     )
 
 
-def _require_unique(where: str, names: Iterable[str]) -> None:
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise SegpipeError(
-            problem(
-                "the same name twice",
-                where=where,
-                found=", ".join(twice),
-                expected="every name once",
-                cure="rename or remove one of them",
-            )
-        )
-
-
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; the standard reader silently takes the last of two equal keys."""
-    _require_unique(str(path), [key for key, _ in pairs])
-    return dict(pairs)
-
-
 def _id(path: str) -> str:
     return Path(path).name.removesuffix(".nii.gz")
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
 
 
 def _path(path: str) -> str:
