@@ -5,12 +5,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from tiny import params, planned
+from tiny import FOUR, params, planned
 
 from segpipe import digest
 from segpipe.data import image
 from segpipe.errors import SegpipeError
-from segpipe.inference import export, predict
+from segpipe.inference import export, predict, predict_cases
 from segpipe.inference.window import predict_logits
 from segpipe.prepare.preprocess import preprocess
 from segpipe.training import checkpoint
@@ -62,7 +62,7 @@ def test_folds_of_different_trainings_are_refused(trained, tmp_path):
     ],
 )
 def test_mirror_axes_are_those_of_the_training(patch, trained_axes, axes):
-    model = predict.Model([], planned(patch), trained_axes, CPU, torch.float32)
+    model = predict.Model([], FOUR, planned(patch), trained_axes, CPU, torch.float32)
     assert model.mirror_axes(True) == axes
     assert model.mirror_axes(False) == []
 
@@ -157,7 +157,7 @@ def flat(prepared, trained, tmp_path_factory):
 def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared, trained, flat, tmp_path):
     cases, settings = prepared.cases, params(validate__mirroring=True)
     paths = [*models_of(trained), flat]
-    predict.predict_dataset(cases, paths, tmp_path / "predictions", settings)
+    predict_cases.predict_dataset(cases, paths, ["3d_fullres", "2d"], tmp_path / "predictions", settings)
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
         f"{case}.nii.gz" for case in cases.test
     ]
@@ -167,7 +167,9 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
         for group, mirror in ((models_of(trained), (0, 1, 2)), ([flat], (0, 1))):
             model = predict.load(group, CPU, "raw")
             one = preprocess(volume.array, None, volume.spacing_mm, model.content["plan"], model.planned)
-            total = total + export.to_file_grid(logits_of(group, one, settings.validate_, mirror), one.grid)
+            total = total + export.to_file_grid(
+                logits_of(group, one, settings.validate_, mirror), one.grid, cases.labels
+            )
         top = np.sort(total, 0)
         clear = top[-1] - top[-2] > 1e-4
         result = image.read_label(tmp_path / f"predictions/{case}.nii.gz").array[0]
@@ -188,7 +190,7 @@ def interrupted_prediction(prepared, models, out, monkeypatch):
     monkeypatch.setattr(predict, "probabilities", counting)
     stop = True
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_dataset(prepared.cases, models, out, params())
+        predict_cases.predict_dataset(prepared.cases, models, ["3d_fullres"], out, params())
     assert not out.exists()
     stop = False
     predicted.clear()
@@ -198,9 +200,11 @@ def interrupted_prediction(prepared, models, out, monkeypatch):
 def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, tmp_path, monkeypatch):
     out = tmp_path / "out/predictions"
     predicted = interrupted_prediction(prepared, models_of(trained), out, monkeypatch)
-    predict.predict_dataset(prepared.cases, models_of(trained), out, params())
+    predict_cases.predict_dataset(prepared.cases, models_of(trained), ["3d_fullres"], out, params())
     assert len(predicted) == 1
-    predict.predict_dataset(prepared.cases, models_of(trained), tmp_path / "whole/predictions", params())
+    predict_cases.predict_dataset(
+        prepared.cases, models_of(trained), ["3d_fullres"], tmp_path / "whole/predictions", params()
+    )
     files = [
         {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, tmp_path / "whole/predictions")
     ]
@@ -215,7 +219,7 @@ def test_cases_done_with_other_models_or_in_another_way_are_not_taken_over(
     out = tmp_path / "out/predictions"
     predicted = interrupted_prediction(prepared, models_of(trained), out, monkeypatch)
     models = models_of(trained) if changes else models_of(trained)[:1]
-    predict.predict_dataset(prepared.cases, models, out, params(**changes))
+    predict_cases.predict_dataset(prepared.cases, models, ["3d_fullres"], out, params(**changes))
     assert len(predicted) == 2
     assert not list((tmp_path / "out/state/predictions").glob("*/"))  # nothing unfinished is left behind
 
@@ -226,10 +230,10 @@ def test_averaged_weights_predict_where_the_settings_say_so(prepared, trained, t
     averaged = params(validate__weights="averaged", train__ema={"decay": 0.9, "ramp_steps": 0})
     out = tmp_path / "out/predictions"
     predicted = interrupted_prediction(prepared, both[:1], out, monkeypatch)
-    predict.predict_dataset(prepared.cases, both[:1], out, averaged)
+    predict_cases.predict_dataset(prepared.cases, both[:1], ["3d_fullres"], out, averaged)
     assert len(predicted) == 2
     for name, models in (("raw", both[:1]), ("expected", models_of(trained)[1:])):
-        predict.predict_dataset(prepared.cases, models, tmp_path / name / "predictions", params())
+        predict_cases.predict_dataset(prepared.cases, models, ["3d_fullres"], tmp_path / name / "predictions", params())
     files = {name: files_of(tmp_path / name / "predictions") for name in ("out", "raw", "expected")}
     assert files["out"] == files["expected"] != files["raw"]
 
@@ -247,10 +251,10 @@ def test_an_image_that_changed_is_predicted_again(prepared, trained, tmp_path, m
     )
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(digest, "new_folder", interrupted)
-        predict.predict_dataset(cases, models_of(trained), out, params())
+        predict_cases.predict_dataset(cases, models_of(trained), ["3d_fullres"], out, params())
     first = cases.test[0]
     monkeypatch.setattr(type(cases), "identity", lambda self, case: "new" if case == first else IDENTITY(self, case))
-    predict.predict_dataset(cases, models_of(trained), out, params())
+    predict_cases.predict_dataset(cases, models_of(trained), ["3d_fullres"], out, params())
     assert predicted == [f"{case}.nii.gz" for case in [*cases.test, first]]
 
 
@@ -258,4 +262,4 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
-IDENTITY = predict.Cases.identity
+IDENTITY = predict_cases.Cases.identity

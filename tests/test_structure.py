@@ -23,6 +23,7 @@ ROOMS = [
     "training",
     "evaluation",
     "inference",
+    "interop",
     "cli",
 ]
 PACKAGE = REPO / "segpipe"

@@ -15,7 +15,7 @@ from tiny import params
 from segpipe import digest
 from segpipe.data import splits
 from segpipe.errors import SegpipeError
-from segpipe.inference import predict, validation, while_training
+from segpipe.inference import predict, predict_cases, validation, while_training
 from segpipe.params import section
 from segpipe.training import checkpoint
 from segpipe.training.identity import identify
@@ -89,7 +89,7 @@ def test_images_are_predicted_with_the_present_checkpoint(prepared, trained, sta
     while_training.predict("3d_fullres", "0", which, params())
     assert visible(RESULTS) == [f"predictions_{FOLDERS[which]}", "state"]
     published = trained / "fold_0" / {"latest": "checkpoint_final.pth", "best": "checkpoint_best.pth"}[which]
-    predict.predict_dataset(prepared.cases, [published], Path("expected/predictions"), params())
+    predict_cases.predict_dataset(prepared.cases, [published], ["3d_fullres"], Path("expected/predictions"), params())
     predicted = files_of(RESULTS / f"predictions_{FOLDERS[which]}")
     assert predicted == files_of(Path("expected/predictions"))
     assert len(predicted) == 2

@@ -70,7 +70,7 @@ def _wrong_lists(given: dict[str, Any], params: Params) -> Iterator[tuple[str, s
         "summaries": [f"results/fold_{number}/summary.json" for number in params.folds],
         "models": [
             f"results/{name}/fold_{number}/checkpoint_{checkpoint}.pth"
-            for name in params.configurations
+            for name in params.trained
             for number in params.folds
         ],
     }

@@ -1,4 +1,4 @@
-"""Predict cases with trained models: the one path of the validation and of the prediction of imagesTs."""
+"""Predict a case with the trained networks of one configuration: the path of validation and of prediction."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from segpipe import device, digest
-from segpipe.data.cases import Cases
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference import export
 from segpipe.inference.window import predict_logits
-from segpipe.params import Params
 from segpipe.prepare.plan import Configuration
-from segpipe.prepare.preprocess import Prepared, preprocess
+from segpipe.prepare.preprocess import Prepared
 from segpipe.training import checkpoint
-from segpipe.training.network import create
+from segpipe.training.network import create, n_inputs
 
 log = getLogger(__name__)
 
@@ -81,7 +79,8 @@ def load(paths: Sequence[Path], on: torch.device, weights: str) -> Model:
     planned = Configuration(**first["plan"]["configurations"][first["configuration"]])
     networks = [_network(path, content, planned, weights) for path, content in zip(paths, contents, strict=True)]
     trained_with = first["settings"]["precision"]
-    usable = "auto" if trained_with == "fp16" and on.type != "cuda" else trained_with
+    # what was trained with 11 bits is not predicted with the 8 of bf16
+    usable = "off" if trained_with == "fp16" and on.type != "cuda" else trained_with
     return Model(
         [network.to(on).eval() for network in networks],
         Labels.from_json(first["labels"]),
@@ -138,20 +137,18 @@ def _network(path: Path, content: dict[str, Any], planned: Configuration, weight
                 cure="set validate.weights: raw, or train with a train.ema.decay",
             )
         )
-    log.info("%s: %s weights of epoch %d", path, weights, content["epoch"])
-    settings = content["settings"]
-    network = create(
-        len(content["channel_names"]), len(Labels.from_json(content["labels"]).heads), planned, settings["network"]
-    )
+    log.info("%s: %s weights of epoch %s", path, weights, content["epoch"])
+    labels, n_channels = Labels.from_json(content["labels"]), len(content["channel_names"])
+    network = create(n_inputs(n_channels, labels, planned), len(labels.heads), planned, content["settings"]["network"])
     network.load_state_dict(state)
     return network
 
 
 def probabilities(model: Model, prepared: Prepared, way: Way) -> NDArray[np.float32]:
-    """Softmax of a preprocessed case on the grid of its file, (classes, Z, Y, X): mean of logits over the folds."""
+    """Probabilities of a preprocessed case on the grid of its file, (heads, Z, Y, X): mean of logits over the folds."""
     logits = predict_logits(
         model.networks,
-        torch.from_numpy(prepared.image).to(model.device),
+        torch.from_numpy(prepared.network_input(model.labels)).to(model.device),
         model.planned.patch_size,
         model.mirror_axes(way.mirroring),
         way.step_size,
@@ -160,60 +157,7 @@ def probabilities(model: Model, prepared: Prepared, way: Way) -> NDArray[np.floa
     return export.to_file_grid(logits.cpu().numpy(), prepared.grid, model.labels)
 
 
-def predict_dataset(cases: Cases, paths: list[Path], out: Path, params: Params) -> None:
-    """Predict imagesTs into `out`: mean of logits over folds, then of softmax over configurations.
-
-    Finished cases are kept in an undeclared folder, so a killed prediction goes on where it stopped.
-    """
-    settings = params.validate_
-    state = out.parent / "state" / out.name
-    with digest.exclusive(state / ".lock", "predicting imagesTs") as report:
-        on = device.start(params.runtime)
-        models = [load(group, on, settings.weights) for group in _by_configuration(paths).values()]
-        way = [settings.step_size, settings.mirroring, settings.weights, digest.of_code("predict")]
-        identity = digest.of([[model.files for model in models], way])
-        for index, case in enumerate(cases.test):
-            target = state / identity / f"{case}{cases.file_ending}"
-            wanted = digest.of([identity, cases.identity(case)])
-            if not _is_done(target, wanted):
-                _predict_case(cases, case, models, target, settings)
-                digest.write_json(_record(target), wanted)
-            report(f"predicting imagesTs, {index + 1} of {len(cases.test)} cases done")
-        with digest.new_folder(out) as folder:
-            for case in cases.test:
-                shutil.copy2(state / identity / f"{case}{cases.file_ending}", folder)
-        tidy(state)
-    log.info("%d cases predicted by %d models", len(cases.test), len(paths))
-
-
 def tidy(state: Path) -> None:
     """Remove finished cases that are no longer waited for, also those that other weights or settings left behind."""
     for folder in state.glob("*/"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _record(target: Path) -> Path:
-    return target.with_name(f"{target.name}.json")
-
-
-def _is_done(target: Path, wanted: str) -> bool:
-    return target.exists() and _record(target).exists() and digest.read_json(_record(target)) == wanted
-
-
-def _by_configuration(paths: list[Path]) -> dict[str, list[Path]]:
-    groups: dict[str, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(checkpoint.load(path)["configuration"], []).append(path)
-    return groups
-
-
-def _predict_case(cases: Cases, case: str, models: list[Model], target: Path, way: Way) -> None:
-    volume = cases.read_image(case)
-    array = volume.array.astype(np.float32, copy=False)
-    total: NDArray[np.float32] | None = None
-    for model in models:
-        prepared = preprocess(array, None, volume.spacing_mm, model.content["plan"], model.planned)
-        one = probabilities(model, prepared, way)
-        total = one if total is None else total + one
-    assert total is not None
-    cases.write_segmentation(target, export.segmentation(total, cases.labels), case)

@@ -11,7 +11,7 @@ from segpipe.data import splits
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference import validation
-from segpipe.inference.predict import predict_dataset
+from segpipe.inference.predict_cases import predict_dataset
 from segpipe.params import Params
 from segpipe.prepare import store
 from segpipe.prepare.store import Store
@@ -59,7 +59,15 @@ def predict(configuration: str, fold: str, checkpoint: str, params: Params) -> N
                 cure="put them there and run snakemake, which lists them",
             )
         )
-    predict_dataset(cases, [training.checkpoint], training.results / f"predictions_{NAMES[checkpoint]}", params)
+    paths = [training.checkpoint, *_first_stage(training.store.planned.previous_stage, params)]
+    out = training.results / f"predictions_{NAMES[checkpoint]}"
+    predict_dataset(cases, paths, [configuration], out, params)
+
+
+def _first_stage(configuration: str | None, params: Params) -> list[Path]:
+    """The finished models that a cascade sees the segmentation of."""
+    name = f"checkpoint_{params.validate_.checkpoint}.pth"
+    return [Path("results", configuration, f"fold_{fold}", name) for fold in params.folds] if configuration else []
 
 
 def _find(configuration: str, fold: str, checkpoint: str, params: Params) -> _Training:

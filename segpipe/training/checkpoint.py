@@ -32,6 +32,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return content
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """What `load` reads, with tensors that stay in the file until they are used."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
+
+
 def load_foreign(path: Path) -> Any:
     """Read a file of torch.save that nnU-Net may have written: tensors, plain data and numpy's numbers, no code.
 

@@ -5,7 +5,7 @@ if has_test_images():
             cases=rules.check.output.cases,
             models=expand(
                 f"results/{{configuration}}/fold_{{fold}}/checkpoint_{CHECKPOINT}.pth",
-                configuration=PARAMS.configurations,
+                configuration=PARAMS.trained,
                 fold=PARAMS.folds,
             ),
         output:

@@ -11,8 +11,8 @@ from segpipe.params import Params
 
 def main(args: Namespace, params: Params) -> None:
     """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
-    cases = Cases.read(Path(args.cases), params.dataset)
-    predict_cases.predict_dataset(cases, [Path(model) for model in args.models], Path(args.out), params)
+    cases, paths = Cases.read(Path(args.cases), params.dataset), [Path(model) for model in args.models]
+    predict_cases.predict_dataset(cases, paths, params.configurations, Path(args.out), params)
 
 
 if __name__ == "__main__":

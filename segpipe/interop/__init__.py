@@ -1,0 +1,1 @@
+"""Models and predictions of other programs, read and written."""
