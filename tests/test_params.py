@@ -310,7 +310,7 @@ def test_an_item_of_a_list_is_named(message: Callable[..., str]) -> None:
     text = message({"configurations": ["2d", "3d_ful"]})
     assert field(text, "where")[0].endswith("params.yaml: configurations.1")
     assert field(text, "found") == ["'3d_ful'"]
-    assert "'2d', '3d_fullres' or '3d_lowres'" in text
+    assert "'2d', '3d_fullres', '3d_lowres' or '3d_cascade_fullres'" in text
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_an_item_of_a_list_is_named(message: Callable[..., str]) -> None:
     [
         ("many", "valid integer"),
         (0, "greater than or equal to 1"),
-        ({"3d": 4}, "'2d', '3d_fullres' or '3d_lowres'"),
+        ({"3d": 4}, "'2d', '3d_fullres', '3d_lowres' or '3d_cascade_fullres'"),
         ({"2d": 0}, "greater than or equal to 1"),
     ],
 )

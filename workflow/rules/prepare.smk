@@ -16,6 +16,11 @@ rule fingerprint:
         "python {params.script} --cases {input.cases} --out {output} --log {log}"
 
 
+def digest_of(path):
+    """Of a file that the settings name. None where it is absent: Snakemake says that of a missing input."""
+    return digest.of_file(Path(path)) if path and Path(path).is_file() else None
+
+
 rule plan:
     input:
         cases=rules.check.output.cases,
@@ -28,6 +33,7 @@ rule plan:
     params:
         script=script("plan"),
         cfg=settings("plan", "configurations"),
+        file=digest_of(PARAMS.plan.file),
         code=digest.of_code("plan"),
     message:
         "plan: from the fingerprint to patch, batch and network"
