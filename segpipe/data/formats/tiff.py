@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import re
-import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from segpipe.errors import SegpipeError, problem
 STACK = "ZQIT"  # how tifffile calls the axis of the pages, as far as the file says what it is
 SAMPLES, CHANNELS = "S", "C"  # colours of a pixel; or images of their own, as ImageJ has them
 COLOURS = SAMPLES + CHANNELS
-DAMAGES = (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, MemoryError)
+LARGEST_RATIO = 1 << 17  # of pixels to the bytes of a file; zstd packs a page of zeros as tightly as this
 NAMES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 PALETTE = 3
 PHOTOMETRIC = {0: "gray", 1: "gray", 2: "RGB", PALETTE: "palette", 6: "YCbCr"}  # the last is decoded to RGB
@@ -37,15 +36,17 @@ def read(path: Path, as_label: bool) -> Stored:
     try:
         with _Complaints() as complaints, tifffile.TiffFile(io.BytesIO(raw)) as file:
             series = _series(path, file, len(raw), as_label)
+            complaints.require_none(path)
             array, axes = series.asarray(), series.axes
-    except (tifffile.TiffFileError, struct.error, *DAMAGES) as error:
+    except SegpipeError:
+        raise
+    except Exception as error:  # damaged files raise anything in tifffile, a division by zero for one
         raise unreadable(path, error, "a whole TIFF file") from None
-    if complaints.texts:
-        raise unreadable(path, complaints.texts[0], "a whole TIFF file")
+    complaints.require_none(path)
     colours = next((axis for axis in axes if axis in COLOURS), "")
     stacks = [axis for axis in axes if axis in STACK]
-    array = np.expand_dims(array, [n for n, wanted in enumerate((colours, stacks)) if not wanted])
-    axes = ("" if colours else "c") + ("" if stacks else "z") + axes
+    missing = ("" if colours else "c") + ("" if stacks else "z")
+    array, axes = np.expand_dims(array, tuple(range(len(missing)))), missing + axes
     order = [axes.index(axis) for axis in (colours or "c", stacks[0] if stacks else "z", "Y", "X")]
     array = array.transpose(order)
     return Stored(array, grid(path, bool(stacks)), "" if colours == CHANNELS else NAMES[len(array)])
@@ -118,6 +119,8 @@ def _series(path: Path, file: Any, n_bytes: int, as_label: bool) -> Any:
         what = "not an image of real numbers"
         found, expected, cure = series.dtype, "integers or floats", "convert the file"
         raise SegpipeError(problem(what, where=path, found=found, expected=expected, cure=cure))
+    if series.nbytes > LARGEST_RATIO * n_bytes:
+        raise unreadable(path, f"{n_bytes} bytes", f"{series.nbytes} bytes of pixels, as the header says")
     for page in file.pages:
         if page.photometric not in PHOTOMETRIC or (page.photometric == PALETTE and not as_label):
             raise unsupported(path, f"colours {page.photometric!r}", "gray or RGB", "convert to gray or RGB")
@@ -149,6 +152,10 @@ class _Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.thread == self.of:
             self.texts.append(record.getMessage())
+
+    def require_none(self, path: Path) -> None:
+        if self.texts:
+            raise unreadable(path, self.texts[0], "a whole TIFF file")
 
     def __enter__(self) -> "_Complaints":
         logging.getLogger("tifffile").addHandler(self)
