@@ -1,13 +1,11 @@
 """A DICOM series: a folder of slices named like a file, CASE_0000.dcm, or one such file. Needs segpipe[dicom]."""
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_rescale
 
 from segpipe.data.formats.grid import LPS_TO_RAS, Grid, Stored, from_axes, unreadable, unsupported
@@ -23,7 +21,7 @@ def read(path: Path, as_label: bool) -> Stored:
     Raises SegpipeError where pydicom is missing, the slices are not one series, one is missing, or one is damaged.
     """
     slices = _slices(path)
-    return Stored(np.stack([_pixels(path, one) for one in slices])[None], _grid(slices))
+    return Stored(np.stack([_pixels(one) for one in slices])[None], _grid(slices))
 
 
 def grid(path: Path) -> Grid:
@@ -61,22 +59,22 @@ def _header(file: Path) -> Any:
     try:
         one = pydicom.dcmread(file)
         missing = [key for key in NEEDED if one.get(key) in (None, "", [])]
-        _normal(one), _position(one), np.array(one.get("PixelSpacing"), float)
-    except (InvalidDicomError, BytesLengthException, struct.error, OSError, EOFError) as error:
-        raise unreadable(file, error, "a whole DICOM file") from None
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise unreadable(file, error, f"the tags {', '.join(NEEDED)}", "convert the series to NIfTI") from None
+        if not missing:
+            _normal(one), _position(one), np.array(one.PixelSpacing, float)
+    except Exception as error:  # damaged files raise anything in pydicom
+        raise unreadable(file, error, f"a DICOM file with sound tags {', '.join(NEEDED)}") from None
     if missing or one.SamplesPerPixel != 1 or int(one.get("NumberOfFrames") or 1) != 1:
         found = f"no {', '.join(missing)}" if missing else "several frames or colours"
         raise unsupported(file, found, "one gray slice with its position", "convert the series to NIfTI")
     return one
 
 
-def _pixels(path: Path, one: Any) -> NDArray[np.generic]:
+def _pixels(one: Any) -> NDArray[np.generic]:
     try:
         array: NDArray[np.generic] = apply_rescale(one.pixel_array, one)
-    except (ValueError, AttributeError, RuntimeError, NotImplementedError, OSError, EOFError, struct.error) as error:
-        raise unreadable(Path(one.filename), error, "the pixels of a whole slice", "convert the series") from None
+    except Exception as error:  # the same, and a compression that needs another package
+        cure = "copy the file again, or convert the series to NIfTI"
+        raise unreadable(Path(one.filename), error, "the pixels of a whole slice", cure) from None
     return array
 
 
