@@ -295,7 +295,7 @@ def test_a_checkpoint_predicts_alone_and_has_no_optimiser(prepared, trained):
         "network",
         "averaged",
     }
-    assert content["labels"] == prepared.cases.labels.to_json()
+    assert content["labels"] == prepared.cases.content["labels"]
     assert content["settings"]["epochs"] == 3
     assert content["step"] == 9
     assert content["averaged"] is None

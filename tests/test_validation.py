@@ -81,7 +81,7 @@ def test_every_validation_case_is_predicted_by_the_checkpoint(prepared, trained,
     for case in cases:
         stored = prepared.store.read(case)
         logits = predict_logits([network], torch.from_numpy(stored.image), [16] * 3, (), 1.0, torch.float32)
-        expected = export.to_file_grid(logits.numpy(), stored.grid)
+        expected = export.to_file_grid(logits.numpy(), stored.grid, prepared.cases.labels)
         assert np.allclose(export.load_softmax(validated / f"softmax/{case}.npz"), expected, atol=1e-3)
         segmentation = image.read_label(validated / f"segmentations/{case}.nii.gz")
         assert np.array_equal(segmentation.array[0], expected.argmax(0))
@@ -106,7 +106,7 @@ def test_the_summary_scores_these_files(prepared, validated):
         assert row["reference_file"] == f"labelsTr/{case}.nii.gz"
         predicted = image.read_label(validated / f"segmentations/{case}.nii.gz").array[0]
         reference = image.read_label(prepared.cases.label_path(case))
-        expected = case_metrics(predicted, reference.array[0], [1, 2, 3], reference.spacing_mm)
+        expected = case_metrics(predicted, reference.array[0], prepared.cases.labels, None, reference.spacing_mm)
         assert row["metrics"] == expected
     dice = [row["metrics"]["1"]["Dice"] for row in rows.values()]
     assert content["mean"]["1"]["Dice"] == pytest.approx(np.mean(dice))
