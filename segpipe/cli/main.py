@@ -22,6 +22,7 @@ VERBS = {
     "check": "look for what is wrong with a dataset, and show its cases on a page",
     "plan": "show the plan of a dataset, and why it is as it is",
     "import-msd": "turn a Decathlon task, a folder or its .tar, into a dataset in nnU-Net's layout",
+    "import-bids": "turn a BIDS dataset with label maps in a derivative into one in nnU-Net's layout",
     "predict": "segment a folder of images with trained models",
     "import-nnunet": "turn models that nnU-Net trained into one of segpipe",
     "export-nnunet": "write a model as folders that nnU-Net predicts with",
