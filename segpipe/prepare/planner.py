@@ -239,7 +239,8 @@ class _Planner:
         """What became of overrides, where it is not what was asked for."""
         texts = [f"{name} is not planned, so what is given for it counts for nothing: {why}"
                  for name, why in self.not_planned.items() if self.overrides.name(name)]  # fmt: skip
-        for name, planned in self.planned.items():
+        own = {name: value for name, value in self.planned.items() if name != CASCADE or self.overrides.name(name)}
+        for name, planned in own.items():
             n_axes, stages = len(planned.patch_size), topology(planned.spacing_mm, planned.patch_size)
             asked = self._override("patch_size", name, n_axes)
             if asked and asked != planned.patch_size:
