@@ -11,14 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from volumes import OBLIQUE, REPO, describe, image_array, label_array, nifti, nnunet_dataset, numbered
+from volumes import CHECK, OBLIQUE, REPO, describe, image_array, label_array, nifti, nnunet_dataset, numbered
 
 from segpipe import digest
 from segpipe.data import check
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
-from segpipe.params import Check
-
-SETTINGS = Check(geometry_tolerance_mm=0.1)
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def root(tmp_path: Path) -> Path:
 
 def run(root: Path, n_folds: int = 3) -> dict[str, object]:
     out = root.parent / "cases.json"
-    check.check(root, out, SETTINGS, n_folds)
+    check.check(root, out, CHECK, n_folds)
     content: dict[str, object] = digest.read_json(out)
     return content
 
@@ -36,8 +34,8 @@ def run(root: Path, n_folds: int = 3) -> dict[str, object]:
 def problems(root: Path, n_folds: int = 3) -> list[str]:
     """What the check finds; it must find something, and must not write cases.json."""
     with pytest.raises(SegpipeError) as error:
-        check.check(root, root.parent / "cases.json", SETTINGS, n_folds)
-    assert not (root.parent / "cases.json").exists()
+        check.check(root, root.parent / "cases.json", CHECK, n_folds)
+    assert not any((root.parent / name).exists() for name in ("cases.json", check.PAGE))
     title, *found = str(error.value).split("\n\n")
     assert title.startswith(f"{root} cannot be used: {len(found)} problem")
     return found
@@ -56,12 +54,14 @@ def field(found: str, name: str) -> str:
 def test_a_good_dataset_is_listed_with_digests(root: Path) -> None:
     content = run(root)
     assert content["dataset"] == "Dataset001_Small"
-    assert content["labels"] == {"background": 0, "liver": 1, "kidney": 2}
+    assert content["labels"]["names"] == {"background": [0], "liver": [1], "kidney": [2]}
     assert content["training"]["b"] == {
         "images": {"imagesTr/b_0000.nii.gz": digest.of_file(root / "imagesTr/b_0000.nii.gz")},
         "label": {"labelsTr/b.nii.gz": digest.of_file(root / "labelsTr/b.nii.gz")},
         "shape": [7, 8, 9],
         "spacing_mm": [1, 1, 1],
+        "annotated": None,
+        "attributes": {},
     }
     assert content["test"]["t0"]["label"] is None
 
@@ -190,7 +190,20 @@ def test_unknown_label_values(root: Path) -> None:
     assert found.startswith("unknown label values")
     assert field(found, "where") == str(root / "labelsTr/b.nii.gz")
     assert field(found, "found") == "-1, 7"
-    assert field(found, "expected") == "0 (background), 1 (liver), 2 (kidney)"
+    assert field(found, "expected") == "0 (background); 1 (liver); 2 (kidney)"
+
+
+def test_label_values_with_gaps_are_accepted_with_a_mapping(root: Path) -> None:
+    describe(root, labels={"background": 0, "liver": 5, "kidney": 500})
+    for case in "abc":
+        label = label_array().astype(np.int16)
+        nifti(root / f"labelsTr/{case}.nii.gz", np.array([0, 5, 500], np.int16)[label])
+    assert run(root)["labels"]["file_values"] == [0, 5, 500]
+    np.testing.assert_array_equal(Cases.read(root.parent / "cases.json", root).read_label("b"), label_array().T)
+    nifti(root / "labelsTr/b.nii.gz", label_array())
+    (root.parent / "cases.json").unlink()
+    (root.parent / check.PAGE).unlink()
+    assert field(only_problem(root), "expected") == "0 (background); 5 (liver); 500 (kidney)"
 
 
 def test_labels_that_lack_a_class_are_accepted(root: Path) -> None:

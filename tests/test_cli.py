@@ -1,6 +1,8 @@
 """The command `segpipe`: its verbs, what it loads, its exit codes."""
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,16 @@ from pathlib import Path
 import pytest
 from volumes import REPO
 
+from segpipe import params
 from segpipe.cli import main as command
+from segpipe.cli.settings import load_params
+from segpipe.errors import SegpipeError
+
+
+@pytest.fixture(autouse=True)
+def _no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handlers are pytest's own."""
+    monkeypatch.setattr(command, "start_log", lambda path: None)
 
 
 def segpipe(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -34,8 +45,7 @@ def test_help_names_every_verb_at_once(tmp_path: Path) -> None:
     done = segpipe("--help", cwd=tmp_path)
     assert done.returncode == 0
     for verb, summary in command.VERBS.items():
-        assert f"  {verb} " in done.stdout
-        assert summary.split()[0] in done.stdout
+        assert re.search(rf"^    {verb}\s+{summary.split()[0]}", done.stdout, re.M)
     after = os.times()
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
@@ -80,3 +90,21 @@ def test_the_unexpected_exits_with_1_and_a_traceback(
     with pytest.raises(SystemExit) as ended:
         command.main(["check", "anything"])
     assert ended.value.code == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_settings_are_those_of_here_or_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    nothing_said = argparse.Namespace(params=None)
+    assert load_params(nothing_said) == params.load(REPO / "params.yaml")
+    assert f"taking {REPO / 'params.yaml'}" in caplog.text
+    text = (REPO / "params.yaml").read_text().replace("n_folds: 5", "n_folds: 6")
+    (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text(text.replace("n_folds: 6", "n_folds: 7"))
+    assert load_params(nothing_said).splits.n_folds == 6
+    assert load_params(argparse.Namespace(params=tmp_path / "other.yaml")).splits.n_folds == 7
+    with pytest.raises(SegpipeError, match="absent"):
+        load_params(argparse.Namespace(params=tmp_path / "absent.yaml"))

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Image
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
@@ -89,6 +90,13 @@ def describe(root: Path, **changes: Any) -> None:
     content |= changes
     root.mkdir(parents=True, exist_ok=True)
     (root / "dataset.json").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def turn(path: Path, codes: str) -> None:
+    """Store a NIfTI file with its axes in another order and direction: the same voxels at the same places."""
+    image = nibabel.load(path, mmap=False)
+    change = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
+    nibabel.save(image.as_reoriented(change), path)
 
 
 def numbered(names: Sequence[str]) -> Mapping[str, str]:
