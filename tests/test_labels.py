@@ -155,6 +155,31 @@ def test_labels_survive_json(labels):
     assert list(again.heads) == list(labels.heads)
 
 
+ONE = {"background": 0, "nucleus": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "array", "expected"),
+    [
+        (ONE, [0, 255, 255], [0, 1, 1]),
+        (ONE, [255], [1]),
+        ({**ONE, "ignore": 2}, [0, 255], [0, 1]),
+        (ONE, [0, 1], [0, 1]),
+        (ONE, [0, 0], [0, 0]),
+        (ONE, [0, 1, 255], [0, 1, 255]),
+        (ONE, [0, -1, 255], [0, -1, 255]),
+        ({"background": 0, "a": 255}, [0, 255], [0, 255]),
+        ({**ONE, "ignore": 255}, [0, 255], [0, 255]),
+        ({"background": 0, "a": 2}, [0, 255], [0, 255]),
+        ({**ONE, "b": 2}, [0, 255], [0, 255]),
+    ],
+)
+def test_a_mask_of_0_and_255_is_one_of_0_and_1_where_that_is_all_it_can_be(content, array, expected):
+    found = parse(content, None, "x").of_binary(np.array(array, np.int16))
+    assert found.tolist() == expected
+    assert found.dtype == np.int16
+
+
 def test_a_voxel_belongs_to_all_regions_that_have_its_value():
     labels = parse(REGIONS, ORDER, "x")
     array = np.array([0, 1, 2, 3])

@@ -3,6 +3,7 @@
 Arrays are (C, Z, Y, X) and spacings (Z, Y, X) in mm everywhere else. docs/formats.md says what each format may hold.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +160,12 @@ def companions(path: Path) -> list[Path]:
     """Further files that belong to a file: spacing of a TIFF, data of .mhd and .nhdr, the slices in a folder."""
     found: list[Path] = module_of(path).companions(path)
     return found
+
+
+def copy(path: Path, folder: Path) -> None:
+    """Copy a file, and those that lie beside it and belong to it, into a folder."""
+    for file in [path, *companions(path)]:
+        shutil.copy2(file, folder)
 
 
 def identity(path: Path) -> str:

@@ -1,7 +1,6 @@
 """The configurations of one fold together: the equal-weight mean of their saved softmax, scored."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import digest
+from segpipe.data import image
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
@@ -89,7 +89,7 @@ def _belong_together(members: list[Member]) -> None:
 def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]:
     rows = []
     for name, row in zip(member.cases, member.summary["metric_per_case"], strict=True):
-        shutil.copy2(member.folder / "segmentations" / name, folder / name)
+        image.copy(member.folder / "segmentations" / name, folder)
         rows.append({**row, "prediction_file": os.fspath(out.parent / "segmentations" / name)})
     return rows
 

@@ -5,7 +5,6 @@ the stage before is predicted first, and its segmentation on the file's grid is 
 (nnunetv2/inference/data_iterators.py).
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import device, digest
+from segpipe.data import image
 from segpipe.data.cases import Cases
 from segpipe.data.image import Volume
 from segpipe.errors import SegpipeError, raise_all
@@ -58,7 +58,7 @@ def predict_dataset(cases: Cases, paths: list[Path], counted: Sequence[str], out
             report(f"predicting imagesTs, {index + 1} of {len(cases.test)} cases done")
         with digest.new_folder(out) as folder:
             for case in cases.test:
-                shutil.copy2(state / identity / f"{case}{cases.label_ending}", folder)
+                image.copy(state / identity / f"{case}{cases.label_ending}", folder)
         tidy(state)
     log.info("%d cases predicted by %d models", len(cases.test), len(paths))
 

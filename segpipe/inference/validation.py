@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe import device, digest
-from segpipe.data import splits
+from segpipe.data import image, splits
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
 from segpipe.inference import export, predict
@@ -99,7 +99,8 @@ def _keep_to_its_folder(model_path: Path, out: Path) -> None:
 def _is_published(out: Path, cases: list[str], identity: str) -> bool:
     """Whether all of `out` is there already: the process that this one waited for may have done the work."""
     path = out / "summary.json"
-    counts = [len(list(folder.glob("[!.]*"))) for folder in (out / "segmentations", out / "softmax")]
+    # a segmentation and what belongs to it differ in the ending
+    counts = [len({file.stem for file in folder.glob("[!.]*")}) for folder in (out / "segmentations", out / "softmax")]
     return path.exists() and counts == [len(cases)] * 2 and digest.read_json(path)["validation_digest"] == identity
 
 
@@ -164,5 +165,6 @@ def _assemble(work: _Validation, cases: list[str], content: dict[str, Any], out:
         with digest.new_folder(out / name) as folder:
             for case in cases:
                 path = work.paths(case)[index]
-                os.replace(path, folder / path.name)
+                for file in [path, *(image.companions(path) if name == "segmentations" else [])]:
+                    os.replace(file, folder / file.name)
     digest.write_json(out / "summary.json", content)
