@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser(asked: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
     """All verbs by name; the arguments of the one that is asked for."""
-    parser = argparse.ArgumentParser(prog="segpipe", description=segpipe.__doc__, formatter_class=_Wide)
+    parser = argparse.ArgumentParser(prog="segpipe", description=segpipe.__doc__)
     parser.add_argument("--version", action="version", version=f"segpipe {segpipe.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, summary in VERBS.items():
@@ -51,10 +51,3 @@ def _parser(asked: str | None, module: ModuleType | None) -> argparse.ArgumentPa
         if module and name == asked:
             module.add(verb)
     return parser
-
-
-class _Wide(argparse.HelpFormatter):
-    """What a verb does stands beside the longest of them."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
