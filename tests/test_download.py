@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import Project, tiny_params
+import yaml
+from conftest import REPO, Project, run, tiny_params
 from pydantic import ValidationError
 
 from segpipe import digest
@@ -302,3 +304,12 @@ def test_a_folder_with_other_files_is_never_replaced(server: Server, fresh: Proj
     assert f"data/raw/{TASK}/dataset.json does not exist" in fresh.snakemake(ok=False)
     assert own.read_text() == "mine"
     assert server.asked == []
+
+
+def test_dvc_has_no_stage_for_it(fresh: Project) -> None:
+    """dvc.yaml is the same before and after the download."""
+    fresh.write({**tiny_params(), "dataset": "data/raw/Task04_Hippocampus"})
+    run([sys.executable, str(REPO / "workflow/scripts/make_dvc_yaml.py")], fresh.folder)
+    stages = yaml.safe_load((fresh.folder / "dvc.yaml").read_text())["stages"]
+    assert "download" not in stages
+    assert "${dataset}" in stages["check"]["deps"]
