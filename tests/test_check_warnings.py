@@ -79,7 +79,10 @@ def test_ignored_voxels_may_lie_in_the_padding(root: Path) -> None:
 def test_padding_is_where_all_channels_have_none(tmp_path: Path) -> None:
     root = nnunet_dataset(tmp_path / "Dataset001_Small", channels=["T1", "T2"])
     nifti(root / "imagesTr/b_0000.nii.gz", half_padded(0))
-    assert notices(root) == []  # T2 shows something there
+    other = image_array(1)
+    other[8:] = 0
+    nifti(root / "imagesTr/b_0001.nii.gz", other)
+    assert notices(root) == []  # T2 shows something there, and has its padding elsewhere
     nifti(root / "imagesTr/b_0001.nii.gz", half_padded(7))
     assert [one.what for one in notices(root)] == ["label outside the image"]
 
@@ -96,6 +99,13 @@ def test_a_grid_that_is_not_quite_the_same(root: Path) -> None:
 def test_a_constant_image(root: Path) -> None:
     nifti(root / "imagesTr/b_0000.nii.gz", image_array() * 0 + 3)
     assert Notice("constant image", "b", "channel 0 is 3 everywhere") in notices(root)
+
+
+def test_a_value_that_most_corners_do_not_have_is_no_padding(root: Path) -> None:
+    image = half_padded(0)
+    image[0, 0, 0] = image[0, -1, -1] = 50
+    nifti(root / "imagesTr/b_0000.nii.gz", image)
+    assert notices(root) == []
 
 
 def test_equal_channels(tmp_path: Path) -> None:
