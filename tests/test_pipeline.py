@@ -174,6 +174,19 @@ def test_a_setting_redoes_its_rule_and_what_follows(copy: Project, key: str, val
     assert planned["ensemble"] == 2
 
 
+def test_a_plan_made_elsewhere_is_taken_and_counts_by_its_content(fresh: Project) -> None:
+    plan, given = "data/preprocessed/Dataset000_Phantoms/plan.json", fresh.folder / "given.json"
+    content = (REPO / "tests/data/nnunet_plans_file.json").read_text()
+    given.write_text(content)
+    fresh.set("plan.overrides", dict.fromkeys(fresh.params()["plan"]["overrides"]))
+    fresh.set("plan.file", "given.json")
+    fresh.snakemake(plan)
+    assert read_json(fresh.folder / plan)["configurations"]["3d_fullres"]["architecture"] == "resenc"
+    given.write_text(content.replace("nnUNetPlannerResEncM", "Mine"))
+    os.utime(given, (0, 0))  # as a file copied with its time
+    assert fresh.planned(plan) == {"plan": 1}
+
+
 def test_another_checkpoint_only_validates_and_what_follows(copy: Project) -> None:
     copy.set("validate.checkpoint", "best")
     assert copy.planned() == {"validate": 2, "ensemble": 2, "crossval": 1, "predict": 1}
