@@ -25,13 +25,18 @@ def read(path: Path, cases: list[str], n_folds: int) -> list[Fold]:
     raise_all(f"{path} cannot be used", _problems(path, folds, cases, n_folds))
     validated = Counter(case for fold in folds for case in fold["val"])
     trained = {case for fold in folds for case in fold["train"]}
-    for what, found in (
-        ("no fold validates", set(cases) - set(validated)),
-        ("no fold trains on", set(cases) - trained),
-        ("several folds validate", {case for case, times in validated.items() if times > 1}),
+    for what, found, so in (
+        ("no fold validates", set(cases) - set(validated), "; the cascade needs each validated once"),
+        ("no fold trains on", set(cases) - trained, ""),
+        (
+            "several folds validate",
+            {case for case, times in validated.items() if times > 1},
+            "; `folds` may name only one of these folds, and the cascade needs each validated once",
+        ),
     ):
         if found:
-            log.warning("%s: %s %d of %d cases: %s", path, what, len(found), len(cases), ", ".join(sorted(found)))
+            listed = ", ".join(sorted(found))
+            log.warning("%s: %s %d of %d cases: %s%s", path, what, len(found), len(cases), listed, so)
     return [_complete(fold, cases) for fold in folds]
 
 
