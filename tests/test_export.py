@@ -105,3 +105,56 @@ def test_the_saved_softmax_is_what_numpy_and_nnunet_read(tmp_path, dtype):
     clear = top[-1] - top[-2] > 1e-3
     assert np.array_equal(export.segmentation(stored, THREE)[clear], export.segmentation(probabilities, THREE)[clear])
     assert [file.name for file in path.parent.iterdir()] == ["case.npz"]
+
+
+# regions
+
+REGIONS = labels_of({"background": 0, "whole": [1, 2, 3], "active": 3, "core": [2, 3]}, [1, 3, 2])
+# what nnU-Net 2.8.1's LabelManager.convert_probabilities_to_segmentation makes of `regional`
+NNUNETS = [3, 2, 2, 3, 2, 3, 3, 1, 1, 2, 3, 0, 1, 3, 3, 2, 3, 2, 3, 2, 0, 3, 2, 2]
+
+
+def regional():
+    return np.round(np.random.default_rng(0).random((3, 2, 3, 4)), 2).astype(np.float32)
+
+
+def test_regions_are_painted_as_nnunet_paints_them():
+    in_order = labels_of({"background": 0, "whole": [1, 2, 3], "active": 3, "core": [2, 3]}, [1, 2, 3])
+    result = export.segmentation(regional(), in_order)
+    assert result.dtype == np.int16
+    assert result.shape == (2, 3, 4)
+    expected = np.array(NNUNETS)
+    swapped = np.where(expected > 1, 5 - expected, expected)
+    assert np.array_equal(result.ravel(), swapped)
+    assert np.array_equal(export.segmentation(regional(), REGIONS).ravel(), expected)
+
+
+def test_of_regions_the_last_one_painted_wins_and_one_half_is_not_enough():
+    probabilities = np.array([[0.9, 0.9, 0.5, 0.2], [0.51, 0.2, 0.5, 0.9], [0.2, 0.9, 0.5, 0.4]])
+    assert export.segmentation(probabilities.reshape(3, 1, 1, 4), REGIONS).ravel().tolist() == [3, 2, 0, 3]
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_probabilities_of_regions_are_sigmoids_and_zero_outside_the_crop(name):
+    grid = grid_of(*EXPORTS[name])
+    logits = logits_of(grid)
+    probabilities = export.to_file_grid(logits, grid, REGIONS)
+    plain = export.to_file_grid(logits, grid, THREE)
+    assert probabilities.dtype == np.float32
+    outside = plain[0] == 1
+    crop = tuple(slice(*side) for side in grid.crop)
+    turned = np.zeros(grid.shape, bool)
+    turned[crop] = True
+    inside = turned.transpose(grid.transpose_backward)
+    assert not probabilities[:, ~inside].any()
+    assert outside[~inside].all()
+    # a softmax knows the differences of the logits, a sigmoid the logits themselves
+    back = np.log(probabilities[:, inside].astype(float) / (1 - probabilities[:, inside].astype(float)))
+    powers = np.exp(back - back.max(0))
+    assert np.allclose(powers / powers.sum(0), plain[:, inside], atol=1e-4)
+    one = export.to_file_grid(np.full_like(logits, 1.5), grid, REGIONS)[:, inside]
+    assert np.allclose(one, 1 / (1 + np.exp(-1.5)), atol=1e-6)
+
+
+def test_sigmoid_of_huge_logits_is_finite():
+    assert export.sigmoid(np.array([1e4, -1e4, 0], np.float32)).tolist() == [1, 0, 0.5]

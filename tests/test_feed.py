@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from memory import feed
-from tiny import params, planned
+from memory import Cases, Store, feed
+from tiny import FOUR, labels_of, params, planned, random_case, stored_case
 
+from segpipe.training import previous
 from segpipe.training.feed import Feed, ahead
 
 pytest_plugins = ["phantom_fixtures"]
@@ -290,3 +291,127 @@ def test_batches_of_a_real_store(prepared):
     assert batch.image.shape == (2, 1, 16, 16, 16)
     assert set(batch.label.unique().tolist()) <= {0, 1, 2, 3}
     assert {name for name, _ in batch.sources} <= set(cases[:3])
+
+
+# a cascade: what the stage before segmented
+
+
+def cascade(labels=FOUR, segmented=lambda case: case.label, **changes):
+    """A feed whose cases have a segmentation of the stage before; by default the label itself."""
+    plan = planned([8, 8, 8], previous_stage="3d_lowres")
+    cases = [random_case((20, 20, 20), 2, seed, labels) for seed in range(6)]
+    content = {f"c{i}": replace(case, previous=segmented(case).astype(np.int16)) for i, case in enumerate(cases)}
+    store = Store(content=content, planned=plan, cases=Cases(labels=labels, channel_names=["a", "b"], partly={}))
+    return Feed(store, ["c0", "c1", "c2", "c3"], ["c4", "c5"], params(**changes).train, pin=False)
+
+
+def without_change(monkeypatch):
+    monkeypatch.setattr(previous, "draw", lambda rng, n: previous.Drawn([], []))
+
+
+def masks_of(label, n):
+    return (label[:, None] == torch.arange(1, n + 1).view(1, -1, 1, 1, 1)).float()
+
+
+def test_each_class_of_the_stage_before_is_an_input(monkeypatch):
+    """It goes the same way as the label: equal before, equal after every rotation, scale and mirroring."""
+    without_change(monkeypatch)
+    one = cascade()
+    for step in range(30):
+        batch = one.training(step)
+        assert batch.image.shape == (2, 2 + 3, 8, 8, 8)
+        assert batch.image.dtype == torch.float32
+        assert torch.equal(batch.image[:, 2:], masks_of(batch.label, 3))
+    assert batch.image[:, 2:].any()
+
+
+def test_the_image_and_the_label_are_those_of_a_training_without_a_stage_before():
+    one = cascade()
+    plain = cascade()
+    for name, case in plain.store.content.items():
+        plain.store.content[name] = replace(case, previous=None)
+    for step in range(20):
+        batch, expected = one.training(step), plain.training(step)
+        assert torch.equal(batch.image[:, :2], expected.image)
+        assert torch.equal(batch.label, expected.label)
+        assert batch.sources == expected.sources
+
+
+def test_the_stage_before_is_made_worse_in_training_only():
+    one, n_changed = cascade(), 0
+    for step in range(30):
+        batch = one.training(step)
+        n_changed += not torch.equal(batch.image[:, 2:], masks_of(batch.label, 3))
+        assert set(batch.image[:, 2:].unique().tolist()) <= {0, 1}
+        assert batch.image[:, 2:].sum(1).max() <= 1
+        valid = one.validation(step)
+        assert torch.equal(valid.image[:, 2:], masks_of(valid.label, 3))
+        assert same(one.training(step), batch)
+    assert 5 < n_changed < 28
+    still = cascade(train__augment=False)
+    for step in range(20):
+        batch = still.training(step)
+        assert torch.equal(batch.image[:, 2:], masks_of(batch.label, 3))
+
+
+def test_beyond_the_volume_the_stage_before_has_nothing(monkeypatch):
+    without_change(monkeypatch)
+    one = cascade(segmented=lambda case: np.full_like(case.label, 2))
+    seen = set()
+    for step in range(20):
+        batch = one.training(step)
+        assert not batch.image[:, [2, 4]].any()
+        outside = batch.image[:, 3] == 0
+        assert not batch.label[outside].any()
+        seen.add(bool(outside.any()))
+    assert seen == {True, False}
+
+
+def test_regions_and_ignored_voxels_of_the_stage_before_are_values():
+    """One input per value that a segmentation may have, whatever the outputs of the network."""
+    labels = labels_of({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, [1, 2])
+    one = cascade(labels, segmented=lambda case: np.minimum(case.label, 2), train__augment=False)
+    batch = one.training(0)
+    assert batch.image.shape[1] == 2 + 2
+    assert torch.equal(batch.image[:, 2:], masks_of(batch.label.clamp_max(2), 2))
+    assert (batch.label == 3).any()
+
+
+# the ignore label, cases that are annotated for some classes only
+
+
+def test_the_ignore_label_stays_in_the_label():
+    labels = labels_of({"background": 0, "one": 1, "two": 2, "ignore": 3})
+    rng = np.random.default_rng(0)
+    label = np.kron(rng.integers(0, 4, (5, 5, 5)), np.ones((4, 4, 4), int))
+    one = feed()
+    one.store.cases.labels = labels
+    for name in one.store.content:
+        one.store.content[name] = stored_case(rng.normal(size=(1, 20, 20, 20)), label, labels)
+    found = torch.cat([one.training(step).label for step in range(5)])
+    assert set(found.unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_what_a_case_is_annotated_for_comes_with_its_samples():
+    one = feed()
+    assert one.training(0).known is None
+    one = feed()
+    one.store.cases.partly |= {"c1": ["two"], "c2": ["one", "three"]}
+    expected = {"c1": [True, False, True, False], "c2": [True, True, False, True]}
+    seen = set()
+    for step in range(8):
+        for batch in (one.training(step), one.validation(step)):
+            assert batch.known.dtype == torch.bool
+            names = [name for name, _ in batch.sources]
+            assert batch.known.tolist() == [expected.get(name, [True] * 4) for name in names]
+            seen |= set(names)
+    assert {"c0", "c1", "c2", "c4"} <= seen
+    plain = feed()
+    assert same(one.training(3), plain.training(3))
+
+
+def test_of_regions_no_output_is_the_background():
+    one = feed()
+    one.store.cases.labels = labels_of({"background": 0, "whole": [1, 2, 3], "core": [2, 3]}, [1, 2])
+    one.store.cases.partly |= {name: ["core"] for name in one.store.content}
+    assert one.training(0).known.tolist() == [[False, True]] * 2

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny import FOUR
+from tiny import FOUR, labels_of
 
-from segpipe.evaluation.metrics import case_metrics, hd95_mm, mask_metrics
+from segpipe.evaluation import summary
+from segpipe.evaluation.metrics import OVERLAP, case_metrics, case_overlap, hd95_mm, mask_metrics
 
 SPACING = (3.0, 1.0, 0.5)
 
@@ -108,3 +109,71 @@ def test_every_class_is_measured_on_its_own():
     assert numbers["1"]["Dice"] == pytest.approx(2 * 108 / (144 + 108))
     assert numbers["2"]["Dice"] == pytest.approx(2 * 72 / (72 + 108))
     assert numbers["3"]["Dice"] is None
+
+
+# regions, the ignore label, cases that are annotated for some classes only
+
+REGIONS = labels_of({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
+IGNORING = labels_of({"background": 0, "one": 1, "two": 2, "ignore": 3})
+
+
+def test_a_region_is_measured_by_all_its_values():
+    reference, predicted = np.zeros((6, 6, 6), np.int16), np.zeros((6, 6, 6), np.int16)
+    reference[:3], reference[1] = 1, 2
+    predicted[:4], predicted[1:3] = 1, 2
+    numbers = case_metrics(predicted, reference, REGIONS, None, SPACING)
+    assert list(numbers) == ["(1, 2)", "2"]
+    assert numbers["(1, 2)"]["Dice"] == pytest.approx(2 * 3 / (3 + 4))
+    assert numbers["2"]["Dice"] == pytest.approx(2 * 1 / (1 + 2))
+    for key, values in (("(1, 2)", [1, 2]), ("2", [2])):
+        assert numbers[key] == mask_metrics(np.isin(predicted, values), np.isin(reference, values), SPACING)
+
+
+def test_what_is_ignored_counts_for_nothing():
+    rng = np.random.default_rng(0)
+    reference, predicted = rng.integers(0, 4, (8, 7, 6)), rng.integers(0, 3, (8, 7, 6))
+    numbers = case_metrics(predicted, reference, IGNORING, None, SPACING)
+    inside = reference != 3
+    assert list(numbers) == ["1", "2"]
+    for key, value in (("1", 1), ("2", 2)):
+        there, here = (reference == value)[inside], (predicted == value)[inside]
+        expected = {"TP": here & there, "FP": here & ~there, "FN": ~here & there, "TN": ~here & ~there}
+        expected |= {"n_pred": here, "n_ref": there}
+        assert {name: numbers[key][name] for name in expected} == {name: int(m.sum()) for name, m in expected.items()}
+        assert numbers[key]["Dice"] == pytest.approx(2 * (here & there).sum() / (here.sum() + there.sum()))
+        assert numbers[key]["volume_pred_ml"] == pytest.approx(here.sum() * 1.5e-3)
+    changed = np.where(inside, predicted, rng.integers(0, 3, predicted.shape))
+    assert not np.array_equal(changed, predicted)
+    assert case_metrics(changed, reference, IGNORING, None, SPACING) == numbers
+
+
+def test_a_case_that_nobody_annotated_has_no_dice():
+    nobody, predicted = np.full((4, 4, 4), 3), np.ones((4, 4, 4), int)
+    numbers = case_metrics(predicted, nobody, IGNORING, None, SPACING)["1"]
+    assert (numbers["Dice"], numbers["TP"], numbers["FP"], numbers["TN"]) == (None, 0, 0, 0)
+
+
+def test_a_class_that_a_case_is_not_annotated_for_has_no_number_and_no_part_in_a_mean():
+    rng = np.random.default_rng(0)
+    cases = [(rng.integers(0, 4, (6, 6, 6)), rng.integers(0, 4, (6, 6, 6))) for _ in range(2)]
+    partly = [
+        case_metrics(*pair, FOUR, annotated, SPACING) for pair, annotated in zip(cases, (["two"], None), strict=True)
+    ]
+    whole = [case_metrics(*pair, FOUR, None, SPACING) for pair in cases]
+    assert set(partly[0]["1"]) == set(whole[0]["1"])
+    assert set(partly[0]["1"].values()) == set(partly[0]["3"].values()) == {None}
+    assert partly[0]["2"] == whole[0]["2"]
+    assert partly[1] == whole[1]
+    means = summary.tables([summary.case_row(numbers, "case", "case") for numbers in partly])["mean"]
+    for name in ("Dice", "FN", "volume_pred_ml"):
+        assert means["1"][name] == pytest.approx(whole[1]["1"][name])
+        assert means["2"][name] == pytest.approx((whole[0]["2"][name] + whole[1]["2"][name]) / 2)
+
+
+@pytest.mark.parametrize(("labels", "annotated"), [(FOUR, ["two"]), (REGIONS, None), (IGNORING, None)])
+def test_the_short_form_is_the_long_one_without_distances(labels, annotated):
+    rng = np.random.default_rng(0)
+    reference, predicted = rng.integers(0, 4, (6, 6, 6)), rng.integers(0, 3, (6, 6, 6))
+    long = case_metrics(predicted, reference, labels, annotated, SPACING)
+    short = case_overlap(predicted, reference, labels, annotated)
+    assert short == {key: {name: numbers[name] for name in OVERLAP} for key, numbers in long.items()}

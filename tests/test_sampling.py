@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy.stats import chisquare
-from tiny import stored_case
+from tiny import labels_of, stored_case
 
 from segpipe.training.sampling import (
     ORDER,
@@ -128,3 +128,63 @@ def test_a_forced_box_of_a_case_without_foreground_is_anywhere():
     forced = [draw_box(generator(0, 0, step, 0), case, size, (0, 0, 0), force=True) for step in range(20)]
     assert free == forced
     assert len(set(forced)) > 10
+
+
+# the ignore label, regions
+
+
+def scribbled():
+    """Annotated in a slab only; within it class 1 is a tenth and class 2 two voxels."""
+    labels = labels_of({"background": 0, "one": 1, "two": 2, "ignore": 3})
+    label = np.full((16, 18, 20), 3)
+    label[9:12] = 0
+    label[10, 3:8, 3:15] = 1
+    label[11, 17, 18:] = 2
+    return stored_case(np.zeros((1, *label.shape)), label, labels)
+
+
+def centres(case, size, force, n=400):
+    """The voxel at the middle of each box; boxes that the volume pushed up at its start are left out."""
+    drawn = [draw_box(generator(0, 0, step, 0), case, size, (0, 0, 0), force) for step in range(n)]
+    middles = np.array([box.start for box in drawn]) + np.array(size) // 2
+    return [tuple(middle) for middle in middles if (middle > np.array(size) // 2).all()]
+
+
+def test_of_a_partly_annotated_case_any_box_is_centred_on_what_is_annotated():
+    case = scribbled()
+    assert np.array_equal(np.sort(case.annotated), np.flatnonzero(case.label != 3))
+    found = Counter(int(case.label[voxel]) for voxel in centres(case, (4, 4, 4), False))
+    assert set(found) <= {0, 1, 2}
+    assert found[0] > 10 * found[1] > 0  # evenly over the voxels, not over the classes
+
+
+def test_a_forced_box_of_a_partly_annotated_case_is_centred_on_foreground():
+    found = Counter(int(scribbled().label[voxel]) for voxel in centres(scribbled(), (4, 4, 4), True))
+    assert set(found) == {1, 2}
+    assert 0.5 < found[1] / found[2] < 2
+
+
+def test_a_forced_box_without_foreground_is_centred_on_what_is_annotated():
+    case = scribbled()
+    case.foreground.clear()
+    assert centres(case, (4, 4, 4), True) == centres(case, (4, 4, 4), False)
+
+
+def test_a_case_that_nobody_annotated_is_cut_anywhere():
+    labels = labels_of({"background": 0, "one": 1, "ignore": 2})
+    case, plain = stored_case(np.zeros((1, 9, 9, 9)), np.full((9, 9, 9), 2), labels), blank(9, 9, 9)
+    for force in (False, True):
+        assert centres(case, (4, 4, 4), force) == centres(plain, (4, 4, 4), force)
+
+
+def test_regions_are_drawn_evenly_however_they_overlap():
+    """whole has a hundred times the voxels of active, of which it consists in part."""
+    labels = labels_of({"background": 0, "whole": [1, 2], "active": 2, "none": 3}, [1, 2, 3])
+    label = np.zeros((20, 20, 20), int)
+    label[5:15, 5:15, 5:15] = 1
+    label[9, 9, 5:15] = 2
+    case = stored_case(np.zeros((1, *label.shape)), label, labels)
+    assert {index: len(voxels) for index, voxels in case.foreground.items()} == {1: 1000, 2: 10}
+    found = Counter(int(case.label[voxel]) for voxel in centres(case, (4, 4, 4), True, 1500))
+    # active itself, and a hundredth of whole
+    assert chisquare([found[1], found[2]], [1500 * 0.495, 1500 * 0.505]).pvalue > 1e-3
