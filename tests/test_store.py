@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import FOUR, params
+from tiny import FOUR, labels_of, params
 from volumes import CHECK, image_array, label_array, nifti, nnunet_dataset
 
 from segpipe import digest
@@ -15,7 +15,7 @@ from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
 from segpipe.prepare import store
 from segpipe.prepare.preprocess import preprocess
-from segpipe.prepare.store import PARTS, foreground_locations
+from segpipe.prepare.store import ANNOTATED, PARTS, foreground_locations
 
 RUNTIME = params().runtime
 
@@ -302,3 +302,171 @@ def test_a_share_is_drawn_from_everywhere() -> None:
 
 def test_without_foreground_there_is_none() -> None:
     assert foreground_locations(np.full((3, 3, 3), -1, np.int16), FOUR).shape == (0, 2)
+
+
+def test_regions_have_voxels_of_all_their_values() -> None:
+    labels = labels_of({"background": 0, "whole": [1, 2], "core": 2, "none": 3}, [1, 2, 3])
+    label = np.zeros((4, 4, 4), np.int16)
+    label[0, 0], label[0, 0, 1], label[3] = 1, 2, -1
+    locations = foreground_locations(label, labels)
+    assert locations.tolist() == [[1, 0], [1, 1], [1, 2], [1, 3], [2, 1]]
+
+
+def test_with_an_ignore_label_all_that_is_annotated_is_kept_as_well() -> None:
+    """Background, classes, and the background outside the nonzero region; the ignore label is none of them."""
+    labels = labels_of({"background": 0, "one": 1, "ignore": 2})
+    label = np.full((2, 2, 3), 2, np.int16)
+    label[0, 0], label[1, 1, 2] = [0, 1, -1], 1
+    locations = foreground_locations(label, labels)
+    assert locations[locations[:, 0] == ANNOTATED, 1].tolist() == [0, 1, 2, 11]
+    assert locations[locations[:, 0] == 1, 1].tolist() == [1, 11]
+    assert locations[:, 0].max() == 1
+
+
+def test_of_what_is_annotated_a_share_is_kept() -> None:
+    labels = labels_of({"background": 0, "one": 1, "ignore": 2})
+    label = np.zeros((30, 30, 30), np.int16)
+    label[0] = 2
+    locations = foreground_locations(label, labels)
+    assert (locations[:, 0] == ANNOTATED).all()
+    assert len(locations) == 10_000
+    assert locations[:, 1].min() >= 900
+
+
+# the ignore label, a twin, the stage before
+
+
+def test_an_opened_case_knows_what_is_annotated(folder: Folder) -> None:
+    assert folder.ensure().open("a").annotated is None
+    description = digest.read_json(folder.root / "dataset.json")
+    description["labels"] = {"background": 0, "liver": 1, "ignore": 2}
+    digest.write_json(folder.root / "dataset.json", description)
+    folder.build()
+    case = folder.ensure().open("a")
+    assert set(case.foreground) == {1}
+    assert case.annotated is not None
+    np.testing.assert_array_equal(case.annotated, np.flatnonzero(case.label != 2))
+    assert 0 < len(case.annotated) < case.label.size
+
+
+def test_a_configuration_that_prepares_its_cases_alike_has_the_same_files(folder: Folder) -> None:
+    folder.plan["configurations"]["3d_cascade_fullres"] = {**folder.configuration, "batch_size": 5}
+    folder.plan["configurations"]["3d_lowres"] = {**folder.configuration, "spacing_mm": [2.0, 2.0, 2.0]}
+    folder.save()
+    before = folder.ages()
+    stores = {}
+    for name in ("3d_cascade_fullres", "3d_lowres"):
+        manifest = folder.manifest.parents[1] / name / "manifest.json"
+        store.build(folder.cases(), folder.plan_path, name, manifest, RUNTIME)
+        stores[name] = store.ensure(folder.cases(), folder.plan_path, manifest, RUNTIME)
+    for part in PARTS:
+        inodes = [(one.folder / f"b.{part}").stat().st_ino for one in (folder.ensure(), *stores.values())]
+        assert inodes[0] == inodes[1] != inodes[2]
+    assert folder.redone(before) == set()
+    twin, own = stores["3d_cascade_fullres"].read("b"), folder.ensure().read("b")
+    np.testing.assert_array_equal(twin.image, own.image)
+    assert twin.grid == own.grid
+    # a changed case of one is no change of the other
+    nifti(folder.root / "imagesTr/b_0000.nii.gz", image_array(99))
+    folder.build()
+    np.testing.assert_array_equal(stores["3d_cascade_fullres"].read("b").image, own.image)
+    assert not np.array_equal(folder.ensure().read("b").image, own.image)
+
+
+class Cascade:
+    """A folder whose cases have been segmented by a stage before."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.files = {
+            case: nifti(folder.root.parents[1] / f"lowres/{case}.nii.gz", np.roll(label_array(), i, 1))
+            for i, case in enumerate("abc")
+        }
+
+    def build(self) -> None:
+        folder = self.folder
+        store.build(folder.cases(), folder.plan_path, "3d_fullres", folder.manifest, RUNTIME, self.files)
+
+
+@pytest.fixture
+def cascade(folder: Folder) -> Cascade:
+    made = Cascade(folder)
+    made.build()
+    return made
+
+
+def test_the_stage_before_lies_on_the_grid_of_the_case(cascade: Cascade) -> None:
+    opened = cascade.folder.ensure()
+    for index, case in enumerate("abc"):
+        volume, label = opened.cases.read_image(case), opened.cases.read_label(case)
+        segmented = np.roll(label_array(), index, 1).transpose().astype(np.int16)
+        expected = preprocess(volume.array, label, volume.spacing_mm, opened.plan, opened.planned, segmented)
+        for found in (opened.read(case), opened.open(case)):
+            assert found.previous is not None
+            assert expected.previous is not None
+            np.testing.assert_array_equal(found.previous, expected.previous)
+            assert found.previous.shape == found.image.shape[1:]
+    assert isinstance(opened.open("a").previous, np.memmap)
+
+
+def test_without_a_stage_before_there_is_none(folder: Folder) -> None:
+    assert folder.ensure().open("a").previous is None
+    assert folder.ensure().read("a").previous is None
+    assert "previous" not in digest.read_json(folder.manifest)
+
+
+def test_the_stage_before_makes_another_store_of_the_same_cases(folder: Folder) -> None:
+    before, plain = folder.ages(), folder.ensure().digest
+    cascade = Cascade(folder)
+    cascade.build()
+    after = folder.ages()
+    assert folder.ensure().digest != plain
+    assert {name for name in after if before.get(name) != after[name]} == {
+        f"{case}.previous.{ending}" for case in "abc" for ending in ("npy", "json")
+    }
+
+
+def test_another_segmentation_by_the_stage_before_is_prepared_alone(cascade: Cascade) -> None:
+    before, identity = cascade.folder.ages(), cascade.folder.ensure().digest
+    nifti(cascade.files["b"], np.roll(label_array(), 3, 1))
+    cascade.build()
+    after = cascade.folder.ages()
+    assert {name for name in after if before[name] != after[name]} == {"b.previous.npy", "b.previous.json"}
+    assert cascade.folder.ensure().digest != identity
+    cascade.build()
+    assert cascade.folder.ages() == after
+
+
+def test_a_changed_case_gets_its_stage_before_anew(cascade: Cascade) -> None:
+    """It may have another grid."""
+    before = cascade.folder.ages()
+    nifti(cascade.folder.root / "imagesTr/b_0000.nii.gz", image_array(99))
+    cascade.build()
+    after = cascade.folder.ages()
+    assert {name for name in after if before[name] != after[name]} == {
+        f"b.{part}" for part in (*PARTS, "previous.npy", "previous.json")
+    }
+
+
+@pytest.mark.parametrize("ending", ["npy", "json"])
+def test_a_deleted_segmentation_is_prepared_again(cascade: Cascade, ending: str) -> None:
+    path = cascade.folder.files / f"c.previous.{ending}"
+    content = path.read_bytes()
+    path.unlink()
+    cascade.folder.ensure()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_another_file_than_the_prepared_one_is_refused(cascade: Cascade, gone: bool) -> None:
+    if gone:
+        cascade.files["c"].unlink()
+    else:
+        nifti(cascade.files["c"], np.roll(label_array(), 3, 1))
+    cascade.folder.ensure()  # nothing has to be made of it
+    (cascade.folder.files / "c.previous.npy").unlink()
+    with pytest.raises(SegpipeError) as error:
+        cascade.folder.ensure()
+    for word in (str(cascade.files["c"]), "no file" if gone else "another file", "preprocess"):
+        assert word in str(error.value)
+    assert not (cascade.folder.files / "c.previous.npy").exists()
