@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import DATA, params, planned, wave
+from torch import nn
 
 from segpipe.data.labels import parse
 from segpipe.training.network import build, create, n_available_outputs, n_inputs, outputs
-from segpipe.training.resenc import ResidualEncoderUNet
+from segpipe.training.resenc import MeanPool, ResidualEncoderUNet
 from segpipe.training.unet import PlainConvUNet
 
 ORACLE = np.load(DATA / "resenc_oracle.npz")
@@ -82,6 +83,19 @@ def test_residual_blocks_begin_as_their_skips(name, scheme):
     settings = params(train__initialisation=scheme).train
     state = build(*NETWORKS[name], settings).state_dict()
     assert {key for key, value in state.items() if not value.any()} == set(ORACLE[f"{name}_zeros"])
+
+
+def test_no_module_is_one_that_deterministic_mode_refuses():
+    """nn.AvgPool3d has no deterministic gradient on CUDA (torch.use_deterministic_algorithms)."""
+    for channels, classes, plan in NETWORKS.values():
+        for module in ResidualEncoderUNet(channels, classes, plan).modules():
+            assert not isinstance(module, nn.AvgPool2d | nn.AvgPool3d | nn.MaxPool3d)
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (2, 1, 1)])
+def test_pooling_is_the_mean_of_blocks(stride):
+    image = wave(2, 3, 4, 6, 8)
+    assert torch.allclose(MeanPool(stride)(image), nn.functional.avg_pool3d(image, stride, stride), atol=1e-6)
 
 
 def test_the_plan_decides_which_network_is_made():

@@ -12,6 +12,21 @@ from segpipe.prepare.plan import Configuration
 from segpipe.training.unet import NEGATIVE_SLOPE, ConvBlock, StackedConvBlocks, UNet
 
 
+class MeanPool(nn.Module):
+    """Means of blocks of voxels. Not nn.AvgPool3d, whose gradient is refused on CUDA in deterministic mode."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) to (B, C, ... / stride)."""
+        for axis, step in enumerate(self.stride, start=2):
+            if step > 1:
+                x = x.unflatten(axis, (-1, step)).mean(axis + 1)
+        return x
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions beside a skip, which averages where they stride and projects where they change the channels."""
 
@@ -23,8 +38,7 @@ class ResidualBlock(nn.Module):
         self.nonlin2 = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
         self.skip = nn.Sequential()
         if any(step != 1 for step in stride):
-            pool = nn.AvgPool3d if len(kernel) == 3 else nn.AvgPool2d
-            self.skip.append(pool(tuple(stride), tuple(stride)))  # type: ignore[arg-type]
+            self.skip.append(MeanPool(stride))
         if n_in != n_out:
             self.skip.append(ConvBlock(n_in, n_out, one, one, bias=False, nonlinear=False))
 
