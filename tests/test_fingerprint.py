@@ -234,6 +234,16 @@ def test_large_cases_keep_a_bounded_number_of_values(tmp_path: Path, monkeypatch
     assert digest.read_json(tmp_path / "fingerprint.json")["channels"]["0"]["max"] == 6001
 
 
+def test_the_ranks_that_alike_cases_keep_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(1, 1001, dtype=np.float32).reshape(10, 10, 10)
+    cases = dataset(tmp_path, [values] * 6, [np.ones(values.shape, np.uint8)] * 6)
+    monkeypatch.setattr(fingerprint, "KEPT_VALUES", 120)  # 10 for each: the middle ones would end at 951
+    fingerprint.extract(cases, tmp_path / "fingerprint.json", RUNTIME)
+    found = digest.read_json(tmp_path / "fingerprint.json")["channels"]["0"]
+    assert found["percentile_99_5"] == pytest.approx(995, abs=10)
+    assert found["median"] == pytest.approx(500, abs=10)
+
+
 def test_threads_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     images = [rng.normal(100, 20, (9, 8, 7)).astype(np.float32) for _ in "abcde"]
