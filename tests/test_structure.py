@@ -89,6 +89,25 @@ def test_an_import_against_the_order_would_be_seen(source: str) -> None:
     assert not upwards("prepare", "import torch\nfrom segpipe import digest\nfrom segpipe.data import image")
 
 
+# who speaks with the terminal
+
+
+def speaks(source: str) -> bool:
+    """Whether a module parses arguments or prints."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import) and any(alias.name == "argparse" for alias in node.names):
+            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            return True
+    return False
+
+
+def test_only_the_command_line_prints_and_parses_arguments() -> None:
+    elsewhere = [path for path in FILES if path.relative_to(PACKAGE).parts[0] != "cli"]
+    assert [name(path) for path in elsewhere if speaks(path.read_text())] == []
+    assert speaks((PACKAGE / "cli/check.py").read_text())
+
+
 # what the early steps load
 
 
