@@ -70,6 +70,13 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path: Path, kind: str) -> Non
             np.testing.assert_array_equal(found, expected)
 
 
+def test_a_photograph_without_its_end_is_refused(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg", np.full_like(PLANE, 7))
+    read_image(path)
+    path.write_bytes(path.read_bytes()[:-1])  # Pillow has all pixels of one colour before the end
+    refused(path)
+
+
 @pytest.mark.parametrize("kind", ["nii.gz", "mha packed", "nrrd packed", "nhdr packed", "mhd packed", "png gray"])
 @pytest.mark.parametrize("where", [0.5, 0.8])
 def test_a_flipped_byte_is_refused(tmp_path: Path, kind: str, where: float) -> None:

@@ -111,7 +111,12 @@ def test_headers_by_hand_are_read(tmp_path: Path, make: Callable[[Path], Path]) 
 
 @pytest.mark.parametrize(
     ("space", "signs"),
-    [("left-posterior-superior", (-1, -1, 1)), ("RAS", (1, 1, 1)), ("left-anterior-superior", (-1, 1, 1))],
+    [
+        ("left-posterior-superior", (-1, -1, 1)),
+        ("RAS", (1, 1, 1)),
+        ("left-anterior-superior", (-1, 1, 1)),
+        ("LAS", (-1, 1, 1)),
+    ],
 )
 def test_the_spaces_of_nrrd(tmp_path: Path, space: str, signs: tuple[int, ...]) -> None:
     geometry = {"space": space, "space directions": "(0,2,0) (3,0,0) (0,0,0.5)", "space origin": "(1,2,3)"}
@@ -434,7 +439,12 @@ def test_the_spacing_of_a_tiff_goes_with_it(tmp_path: Path) -> None:
     write_label_like(tmp_path / "out/case_0007.tif", np.ones(SHAPE, np.int16), reference)
     assert json.loads((tmp_path / "out/case_0007.json").read_text()) == {"spacing": [3, 2, 0.5]}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case_0007.json", "case_0007.tif"]
-    assert tifffile.imread(tmp_path / "out/case_0007.tif").shape == SHAPE
+    with tifffile.TiffFile(tmp_path / "out/case_0007.tif") as file:
+        assert file.asarray().shape == SHAPE
+        assert "DateTime" not in file.pages[0].tags
+    (tmp_path / "copies").mkdir()
+    image.copy(tmp_path / "out/case_0007.tif", tmp_path / "copies")
+    assert sorted(path.name for path in (tmp_path / "copies").iterdir()) == ["case_0007.json", "case_0007.tif"]
 
 
 def test_bmp_is_too_narrow_for_many_labels(tmp_path: Path) -> None:
