@@ -9,7 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from volumes import CHECK, affine, describe, image_array, label_array, nifti, nnunet_dataset, turn
+from PIL import Image
+from volumes import CHECK, affine, describe, image_array, label_array, nifti, nnunet_dataset, numbered, turn
 
 from segpipe.data import check
 from segpipe.data.check_facts import Facts
@@ -114,6 +115,23 @@ def test_equal_channels(tmp_path: Path) -> None:
     assert notices(root) == [Notice("equal channels", "b", "channels 0, 2 have the same voxels")]
 
 
+def photographs(root: Path) -> Path:
+    """Two gray photographs in colour files, and their masks."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for seed, case in enumerate("ab"):
+        gray = np.random.default_rng(seed).integers(0, 255, (30, 40), np.uint8)
+        Image.fromarray(np.stack([gray] * 3, axis=-1)).save(root / f"imagesTr/{case}_0000.png")
+        Image.fromarray((gray > 200).astype(np.uint8)).save(root / f"labelsTr/{case}.png")
+    names = numbered(["red", "green", "blue"])
+    describe(root, channel_names=names, labels={"background": 0, "cell": 1}, file_ending=".png", numTraining=2)
+    return root
+
+
+def test_gray_photographs_have_equal_channels_by_their_nature(tmp_path: Path) -> None:
+    assert notices(photographs(tmp_path / "Dataset001_Cells")) == []
+
+
 # several cases
 
 
@@ -142,6 +160,14 @@ def test_mixed_orientations(root: Path) -> None:
     assert "as stored" in found.detail
     (found,) = notices(root, orientation="RAS")
     assert "turned to RAS" in found.detail
+
+
+def test_a_2d_image_has_no_orientation(root: Path) -> None:
+    nifti(root / "imagesTr/b_0000.nii.gz", image_array(shape=(9, 8)))
+    nifti(root / "labelsTr/b.nii.gz", label_array()[..., 2])
+    assert notices(root) == []
+    assert facts(root, "b").orientation == ""
+    assert facts(root, "b").ml_per_voxel is None
 
 
 def test_a_label_that_lies_otherwise_fits_once_turned(root: Path) -> None:
@@ -200,12 +226,13 @@ def test_padding_makes_no_unusual_intensities(many: Path) -> None:
     assert not [one for one in notices(many, outside_percent=100) if one.what == "unusual intensities"]
 
 
-def test_unusual_spacing(many: Path) -> None:
+@pytest.mark.parametrize(("edge_mm", "unusual"), [(5, True), (1.2, False)])
+def test_unusual_spacing(many: Path, edge_mm: float, unusual: bool) -> None:
+    """All others are equal: their deviation is zero, yet not every difference counts."""
     for path, array in (("imagesTr/c_0000.nii.gz", image_array(20)), ("labelsTr/c.nii.gz", label_array())):
-        nifti(many / path, array, (1, 1, 5))
-    (found,) = notices(many)
-    assert (found.what, found.case) == ("unusual spacing", "c")
-    assert found.detail == "5 (usually 1, deviation 0) mm along Z"
+        nifti(many / path, array, (1, 1, edge_mm))
+    expected = Notice("unusual spacing", "c", "5 (usually 1, deviation 0) mm along Z")
+    assert notices(many) == [expected] * unusual
 
 
 def test_few_cases_have_no_outliers(tmp_path: Path) -> None:
