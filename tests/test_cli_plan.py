@@ -12,6 +12,9 @@ from volumes import REPO
 
 from segpipe import digest
 from segpipe.cli.main import main
+from segpipe.data.cases import Cases
+from segpipe.params import load
+from segpipe.prepare import planning
 
 FOLDER = Path("data/preprocessed/Dataset000_Phantoms")
 
@@ -63,9 +66,21 @@ def test_a_plan_that_was_made_is_shown(project: Path, capsys: pytest.CaptureFixt
         digest.write_json(folder / "plan.json", plan)
     for arguments in ([], ["--preprocessed", "elsewhere"]):
         main(["plan", "--explain", *arguments])
-        said = capsys.readouterr().out
-        assert "2d: resenc, spacing 3 x 3 mm, patch 32 x 40, batch 5" in said
-        assert "plan\n  from afar\n2d\n  as I like it" in said
+        said = capsys.readouterr()
+        assert "2d: resenc, spacing 3 x 3 mm, patch 32 x 40, batch 5" in said.out
+        assert "plan\n  from afar\n2d\n  as I like it" in said.out
+        # there is nothing elsewhere to plan from
+        assert ("is another plan than params.yaml asks for now" in said.err) == (not arguments)
+
+
+def test_a_plan_that_still_holds_is_shown_without_a_word(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave("cases.json", "fingerprint.json")
+    params = load()
+    planning.write(Cases.read(FOLDER / "cases.json", params.dataset), FOLDER / "fingerprint.json", params,
+                   FOLDER / "plan.json")  # fmt: skip
+    capsys.readouterr()
+    main(["plan"])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_plan_of_another_file_is_shown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

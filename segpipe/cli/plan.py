@@ -1,6 +1,8 @@
 """`segpipe plan`."""
 
 import argparse
+import json
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from segpipe.errors import SegpipeError, problem
 from segpipe.params import Params
 from segpipe.prepare import planning
 from segpipe.prepare.sizing import listed
+
+log = getLogger(__name__)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -37,13 +41,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _plan(folder: Path, params: Params) -> dict[str, Any]:
-    """plan.json of the folder; where there is none, what the rules make of the other files there."""
+    """plan.json of the folder; where there is none, what the rules make of the other files there.
+
+    Raises SegpipeError where these are absent as well.
+    """
     path, cases, fingerprint = (folder / name for name in ("plan.json", "cases.json", "fingerprint.json"))
-    if path.exists():
-        plan: dict[str, Any] = digest.read_json(path)
-        return plan
+    made: dict[str, Any] | None = digest.read_json(path) if path.exists() else None
+    new = None
     if cases.exists() and fingerprint.exists():
-        return planning.make(Cases.read(cases, params.dataset), fingerprint, params)
+        new = planning.make(Cases.read(cases, params.dataset), fingerprint, params)
+    if made and new and made != json.loads(json.dumps(new)):
+        log.warning("%s is another plan than params.yaml asks for now: the next run of snakemake replaces it", path)
+    if plan := made or new:
+        return plan
     raise SegpipeError(
         problem(
             "nothing to plan from",
