@@ -9,7 +9,7 @@ from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
-    """Check every file of the raw dataset; write cases.json, or report all problems at once."""
+    """Check every file of the raw dataset; write cases.json and check.html, or report all problems at once."""
     check.check(Path(args.dataset), Path(args.out), params.check, params.splits.n_folds)
 
 
