@@ -182,7 +182,7 @@ class SegmentationLoss:
         cost = focal(entropy, self.settings.focal_gamma) if self.settings.voxel == "focal" else entropy
         if self.class_weights is not None:
             cost = cost * self._weights_of(label)
-        cost = cost.mean(1)
+        cost = cost.mean(1) if self.labels.has_regions else cost.squeeze(1)
         if self.settings.voxel == "topk":
             cost = cost * hardest(entropy.mean(1), self.settings.topk_percent, aim.inside)
         if self.settings.boundary_weight > 0:
@@ -221,7 +221,7 @@ def hardest(entropy: Tensor, percent: float, inside: Tensor | None = None) -> Te
     places share them, so neither value nor gradient depends on an order.
 
     entropy : (B, voxels); so is the result
-    inside : (B, voxels), 1 for the voxels that are annotated; the others are none of the n, and the mean is over those
+    inside : (B, voxels), 1 for the n voxels that are annotated; the entropy of the others is 0, so they are not chosen
     """
     if inside is None:
         n: Tensor | int = entropy.shape[1]
@@ -230,7 +230,6 @@ def hardest(entropy: Tensor, percent: float, inside: Tensor | None = None) -> Te
     else:  # as many as the sample has: read off the sorted row, which waits for no device
         n = inside.sum(1, keepdim=True)
         k = (n * percent / 100).floor().clamp_min(1)
-        entropy = entropy.masked_fill(inside == 0, -1)
         descending = entropy.sort(1, descending=True).values
         least = (descending * (torch.arange(1, descending.shape[1] + 1, device=entropy.device) == k)).sum(1, True)
     above, tied = entropy > least, entropy == least
