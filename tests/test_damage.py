@@ -71,7 +71,7 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path: Path, kind: str) -> Non
 
 
 def test_a_photograph_without_its_end_is_refused(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg", np.full_like(PLANE, 7))
+    path = picture(tmp_path / "a.jpg", np.full((64, 64), 7, np.uint8))
     read_image(path)
     path.write_bytes(path.read_bytes()[:-1])  # Pillow has all pixels of one colour before the end
     refused(path)
