@@ -154,7 +154,8 @@ def patient(tmp_path: Path) -> tuple[Path, Path]:
     image[8:12, 26:] = 100
     label[2:7, 2:8, 10:12] = 1
     label[16:18, 2:6, 10:12] = 2
-    return nifti(tmp_path / "image.nii", image), nifti(tmp_path / "label.nii", label)
+    edges_mm = (1, 1.2, 1.4)
+    return nifti(tmp_path / "image.nii", image, edges_mm), nifti(tmp_path / "label.nii", label, edges_mm)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PLI", "SAR"])
@@ -166,7 +167,7 @@ def test_every_patient_is_seen_from_the_feet(patient: tuple[Path, Path], codes: 
     found = picture(*patient)
     np.testing.assert_array_equal(found, expected)
     height, width, _ = found.shape
-    assert (height, width) == (160, round(160 * 20 / 30))
+    assert (height, width) == (160, round(160 * 20 / 36))
     rows, columns = np.nonzero(found[..., 0] == 255)
     assert rows.max() < height / 4  # the face
     assert where(found, 1)[:, 0].min() > height / 2
@@ -203,6 +204,7 @@ def test_a_photograph_keeps_its_colours() -> None:
     assert found[80, 140].tolist() == [0, 0, 255]
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_constant_image_has_a_picture() -> None:
     png = check_picture.png(volume(np.full((4, 5, 6), 7.0), (1, 1, 1), np.eye(4)), None, LABELS)
     assert np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).max() == 0
