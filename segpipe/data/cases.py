@@ -1,17 +1,22 @@
 """The checked cases of a dataset: what cases.json lists, and how later steps read and write their files."""
 
 import dataclasses
+import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from segpipe import digest
 from segpipe.data import image
 from segpipe.data.labels import Labels
+
+COPIES = 4  # of a case, image and label, that reading and preprocessing hold at their peak
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,15 @@ class Cases:
         entry: dict[str, Any] = self.content["training"].get(case) or self.content["test"][case]
         return entry
 
+    def at_once(self, threads: int | None) -> int:
+        """How many training cases may be worked on together: as many as threads, if half of the memory holds them.
+
+        threads : None for one per core
+        """
+        voxels = max(math.prod(self.entry(case)["shape"]) for case in self.training)
+        one = voxels * (4 * len(self.channel_names) + 2) * COPIES
+        return max(1, min(threads or os.cpu_count() or 1, psutil.virtual_memory().available // 2 // one))
+
     def identity(self, case: str) -> str:
         """Digest of the contents of a case's files and of how they are read; their names do not count."""
         entry = self.entry(case)
@@ -88,7 +102,7 @@ class Cases:
     def read_image(self, case: str) -> image.Volume:
         """All channels of a case, (C, Z, Y, X) float32."""
         volumes = [image.read_image(self.root / path, self.orientation) for path in self.entry(case)["images"]]
-        array = np.concatenate([volume.array for volume in volumes])
+        array = volumes[0].array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
         return dataclasses.replace(volumes[0], array=array)
 
     def read_label(self, case: str) -> NDArray[np.int16]:

@@ -7,7 +7,6 @@ foreground voxels; above that each case keeps evenly spaced ranks of its sorted 
 """
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from logging import getLogger
@@ -96,7 +95,7 @@ def extract(cases: Cases, out: Path, runtime: Runtime) -> None:
     n_kept = max(KEPT_VALUES // (len(cases.training) * len(cases.channel_names)), 1)
     # Alike cases must not all miss a percentile by the same part of a rank: their offsets are spread over 0..1.
     offsets = (np.arange(len(cases.training)) * GOLDEN_RATIO + 0.5) % 1
-    with ThreadPoolExecutor(runtime.threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cases.at_once(runtime.threads)) as pool:
         statistics = list(pool.map(lambda case, offset: analyse(cases, case, offset, n_kept), cases.training, offsets))
     digest.write_json(out, summarise(cases, statistics))
     log.info("fingerprint of %d cases", len(statistics))

@@ -3,7 +3,7 @@
 The order of nnunetv2/preprocessing/preprocessors/default_preprocessor.py. What the way back needs is kept in `Grid`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +106,9 @@ def preprocess(
     # without an annotation the stage before says what else is not empty, as in nnU-Net, which takes it for one
     known = previous if label is None else label
     inside = mask if known is None else mask | (known.transpose(forward)[box] != 0)
-    normalised = _normalise(image, inside, plan, configuration)
-    resampled = np.ascontiguousarray(resample_image(normalised, shape, separate))
+    resampled = np.empty((len(image), *shape), np.float32)
+    for target, channel in zip(resampled, _normalised(image, inside, plan, configuration), strict=True):
+        target[:] = resample_image(channel[None], shape, separate)[0]
     if label is not None:
         label = resample_label(np.where(inside, label.transpose(forward)[box], np.int16(OUTSIDE)), shape, separate)
     return Prepared(resampled, label, grid, None if previous is None else on_grid(previous, grid))
@@ -121,13 +122,10 @@ def on_grid(previous: NDArray[np.int16], grid: Grid) -> NDArray[np.int16]:
     return resample_label(cropped, shape, separate_axis(grid.spacing_mm, grid.target_mm))
 
 
-def _normalise(
+def _normalised(
     image: NDArray[np.float32], inside: NDArray[np.bool_], plan: Mapping[str, Any], configuration: Configuration
-) -> NDArray[np.float32]:
+) -> Iterator[NDArray[np.float32]]:
+    """One channel after the other, so that a second copy of one is in memory and not of all."""
     channels = zip(configuration.normalisation, configuration.use_mask_for_norm, image, strict=True)
-    return np.stack(
-        [
-            normalise(scheme, channel, inside if use_mask else None, plan["intensities"][str(index)])
-            for index, (scheme, use_mask, channel) in enumerate(channels)
-        ]
-    )
+    for index, (scheme, use_mask, channel) in enumerate(channels):
+        yield normalise(scheme, channel, inside if use_mask else None, plan["intensities"][str(index)])

@@ -111,7 +111,7 @@ def _make(store: "Store", runtime: Runtime) -> None:
     folder, wanted = store.folder, store.wanted
     with digest.exclusive(folder.parent / ".lock", f"preprocessing {store.configuration}"):
         missing = [case for case in wanted if _stored_digest(folder, case) != wanted[case]]
-        with ThreadPoolExecutor(runtime.threads or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(store.cases.at_once(runtime.threads)) as pool:
             for job in [pool.submit(_make_case, store, case) for case in missing]:
                 job.result()
             for job in [pool.submit(_make_previous, store, case) for case in store.previous]:
