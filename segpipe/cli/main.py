@@ -26,6 +26,7 @@ VERBS = {
     "predict": "segment a folder of images with trained models",
     "import-nnunet": "turn models that nnU-Net trained into one of segpipe",
     "export-nnunet": "write a model as folders that nnU-Net predicts with",
+    "export-nnunet-predictions": "write probabilities as nnU-Net's own ensemble command reads them",
 }
 
 
