@@ -260,7 +260,8 @@ def test_without_an_overflow_scaling_changes_nothing_that_counts():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_trains_close_to_float32(dtype):
-    full, half = training(train__epochs=1), training(train__epochs=1)
+    plan = planned((16, 16, 16))
+    full, half = training(plan, train__epochs=1), training(plan, train__epochs=1)
     half.dtype = dtype
     run(full)
     run(half)
@@ -272,7 +273,7 @@ def test_half_precision_trains_close_to_float32(dtype):
 
 
 def test_bf16_is_chosen_by_the_settings():
-    assert training(train__precision="bf16").dtype == torch.bfloat16
+    assert training(planned((16, 16, 16)), train__precision="bf16").dtype == torch.bfloat16
     assert training(train__precision="off").dtype == torch.float32
 
 

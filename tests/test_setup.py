@@ -83,7 +83,7 @@ def test_fp16_is_scaled_and_not_fused():
     assert half.scaler.is_enabled()
     assert not half.optimiser.defaults["fused"]
     assert training().optimiser.defaults["fused"]
-    assert training(train__precision="bf16").optimiser.defaults["fused"]
+    assert training(planned((16, 16, 16)), train__precision="bf16").optimiser.defaults["fused"]
 
 
 @pytest.mark.parametrize(("feed_threads", "on_cpu", "elsewhere"), [(None, 0, FEED_THREADS), (0, 0, 0), (2, 2, 2)])
@@ -106,12 +106,22 @@ def test_the_network_is_compiled_where_that_is_wanted(monkeypatch):
     assert training(runtime__compile=False).forward is outputs
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "dtype"),
+    [((16, 8, 8), torch.bfloat16), ((12, 8, 8), torch.bfloat16), ((8, 16, 16), torch.float32), ((8, 8), torch.bfloat16)],
+)
+def test_two_slices_are_no_feature_map_for_bf16_on_a_cpu(patch_size, dtype, caplog):
+    assert setup(planned(patch_size), train__precision="bf16").dtype == dtype
+    assert ("a feature map of two slices" in caplog.text) == (dtype == torch.float32)
+    assert setup(planned(patch_size), train__precision="off").dtype == torch.float32
+
+
 # whole cases
 
 
 def test_whole_cases_are_scored_as_the_settings_say():
     full = {"every": 2, "weights": "raw", "step_size": 0.75, "mirroring": True}
-    one = setup(train__full_validation=full, train__mirror_axes=[0, 2], train__precision="bf16")
+    one = setup(planned((16, 16, 16)), train__full_validation=full, train__mirror_axes=[0, 2], train__precision="bf16")
     calls, between = [], lambda: None
     made = one.training(lambda *arguments: calls.append(arguments) or "scores", between)
     assert made.whole_cases == "scores"

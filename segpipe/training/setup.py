@@ -1,9 +1,11 @@
 """A training as the settings describe it, before its first step."""
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +16,7 @@ from segpipe import device, plugins
 from segpipe.data.splits import Fold
 from segpipe.params import Params
 from segpipe.params.train import FullValidation
+from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import Store
 from segpipe.training import optimiser, pretrained, schedule, selection
 from segpipe.training.feed import Feed
@@ -21,6 +24,8 @@ from segpipe.training.loop import Training
 from segpipe.training.loss import SegmentationLoss
 from segpipe.training.network import build, n_available_outputs, n_inputs, outputs
 from segpipe.training.selection import Row
+
+log = getLogger(__name__)
 
 FEED_THREADS = 4  # off the CPU; there the training thread prepares the batches itself
 
@@ -61,7 +66,7 @@ class Setup:
         settings, cases = params.train, store.cases
         on = device.start(params.runtime)
         device.set_deterministic(settings.deterministic)
-        dtype = device.precision(settings.precision, on)
+        dtype = _precision(settings.precision, on, store.planned)
         network = build(
             n_inputs(len(cases.channel_names), cases.labels, store.planned),
             len(cases.labels.heads),
@@ -117,6 +122,24 @@ class Setup:
         """What the settings want called at the end of each epoch."""
         paths = self.params.train.callbacks
         return [plugins.load(path, f"train.callbacks[{i}]") for i, path in enumerate(paths)]
+
+
+def _precision(wanted: str, on: torch.device, planned: Configuration) -> torch.dtype:
+    """What `train.precision` means on a device; float32 where bf16 would compute with whatever lies in the memory.
+
+    oneDNN's gradient of a 3x3x3 kernel over a feature map of two slices reads beyond it on CPUs with bf16 (torch 2.13):
+    now and then NaN, never twice the same.
+    """
+    dtype = device.precision(wanted, on)
+    edges = list(
+        itertools.accumulate(
+            (stride[0] for stride in planned.strides), lambda n, step: n // step, initial=planned.patch_size[0]
+        )
+    )
+    if dtype != torch.bfloat16 or on.type != "cpu" or len(planned.patch_size) == 2 or 2 not in edges:
+        return dtype
+    log.warning("float32 instead of bf16: a feature map of two slices, whose gradient in bf16 is wrong on CPUs")
+    return torch.float32
 
 
 def classes(store: Store) -> list[str]:
