@@ -102,7 +102,7 @@ def _write_case(raw: Path, index: int, rng: np.random.Generator) -> None:
     split = "Tr" if index < TRAINING_CASES else "Ts"
     for channel, contrast in enumerate((120.0, -40.0)):
         noise = rng.normal(0, 25, (z, y, x))
-        image = np.where(inside, 100 + contrast * label + 30 * grid[1] + noise, 0).astype(np.float32)
+        image = np.where(inside, 100 + contrast * label + 30 * grid[1] + noise, 0).round().astype(np.int16)
         write(image, raw / f"images{split}/case_{index:03d}_{channel:04d}.nii.gz")
     write(label, raw / f"labels{split}/case_{index:03d}.nii.gz")
 
