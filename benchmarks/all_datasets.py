@@ -91,7 +91,7 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
         "# From raw files to a summary",
         "",
         f"`benchmarks/all_datasets.py`: fold 0, {arguments.epochs} epochs of {arguments.iterations} steps, patches of",
-        f"{IN_3D['patch_size']} or {IN_2D['patch_size']}, no mirroring. So few steps show that all works, not how well.",
+        f"{IN_3D['patch_size']} or {IN_2D['patch_size']}, no mirroring. So few steps show that it works, no more.",
         "",
         "| dataset | configuration | cases validated | mean foreground Dice | by class | seconds |",
         "| --- | --- | ---: | ---: | --- | ---: |",

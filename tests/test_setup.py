@@ -106,9 +106,11 @@ def test_the_network_is_compiled_where_that_is_wanted(monkeypatch):
     assert training(runtime__compile=False).forward is outputs
 
 
+HALF, FULL = torch.bfloat16, torch.float32
+
+
 @pytest.mark.parametrize(
-    ("patch_size", "dtype"),
-    [((16, 8, 8), torch.bfloat16), ((12, 8, 8), torch.bfloat16), ((8, 16, 16), torch.float32), ((8, 8), torch.bfloat16)],
+    ("patch_size", "dtype"), [((16, 8, 8), HALF), ((12, 8, 8), HALF), ((8, 16, 16), FULL), ((8, 8), HALF)]
 )
 def test_two_slices_are_no_feature_map_for_bf16_on_a_cpu(patch_size, dtype, caplog):
     assert setup(planned(patch_size), train__precision="bf16").dtype == dtype

@@ -62,8 +62,6 @@ rule splits:
 
 # The case files beside the manifest are not declared: a job that fails or reruns keeps those that still hold.
 rule preprocess:
-    wildcard_constraints:
-        configuration="|".join(name for name in CONFIGURATIONS if "cascade" not in name),
     input:
         cases=rules.check.output.cases,
         plan=rules.plan.output,
@@ -71,6 +69,8 @@ rule preprocess:
         f"{PREPARED}/{{configuration}}/manifest.json",
     log:
         "logs/preprocess/{configuration}.log",
+    wildcard_constraints:
+        configuration="|".join(name for name in CONFIGURATIONS if "cascade" not in name),
     threads: 8
     params:
         script=script("preprocess"),
