@@ -143,10 +143,10 @@ def _pipeline(project: Path, dataset: Path) -> None:
     params = yaml.safe_load((REPO / "params.yaml").read_text())
     params.update(dataset=str(dataset), configurations=["2d", "3d_fullres", CASCADE], folds=[0, 1])
     params["splits"]["n_folds"] = 2
-    nothing = {"spacing_mm": None, "patch_size": None, "batch_size": 2, "features_base": 4}
-    params["plan"].update(gpu_memory_gb=0.0008)
-    params["plan"]["overrides"].update(nothing)
-    params["train"].update(epochs=2, iterations_per_epoch=8, val_iterations_per_epoch=1, precision="off")
+    patches = {"2d": [24, 24], FIRST_STAGE: [12, 24, 24], "3d_fullres": [12, 24, 24]}
+    spacing = {FIRST_STAGE: [3.0, 1.7, 1.7]}
+    params["plan"]["overrides"].update(spacing_mm=spacing, patch_size=patches, batch_size=2, features_base=4)
+    params["train"].update(epochs=1, iterations_per_epoch=40, val_iterations_per_epoch=1, precision="off")
     params["runtime"].update(device="cpu")
     project.mkdir()
     (project / "params.yaml").write_text(yaml.safe_dump(params))

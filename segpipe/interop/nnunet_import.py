@@ -164,8 +164,7 @@ def _weights(found: Mapping[str, Tensor], shared: Mapping[str, Any], path: Path)
     with torch.device("meta"):
         n_inputs = network.n_inputs(len(shared["channel_names"]), classes, planned)
         own = network.create(n_inputs, len(classes.heads), planned, None).state_dict()
-    offered = {own_name(name, own): tensor for name, tensor in found.items()}
-    offered = {_stripped(name): tensor for name, tensor in offered.items()}
+    offered = {own_name(name, {}): tensor for name, tensor in found.items()}
     further = [name for name in offered if name not in own and not _is_duplicate(name)]
     wrong = [f"no {name}" for name in own if name not in offered] + [f"{name}, which is not known" for name in further]
     wrong += [
@@ -179,11 +178,6 @@ def _weights(found: Mapping[str, Tensor], shared: Mapping[str, Any], path: Path)
         cure = f"segpipe has no network of {shared['settings']['trainer']}; take a model of nnUNetTrainer"
         return {}, [problem("another network", where=path, found=shown, expected=expected, cure=cure)]
     return {name: offered[name].float() for name in own}, []
-
-
-def _stripped(name: str) -> str:
-    """The name of a duplicate without the prefixes of wrappers."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.")
 
 
 def _is_duplicate(name: str) -> bool:
