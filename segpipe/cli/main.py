@@ -27,6 +27,7 @@ VERBS = {
     "import-nnunet": "turn models that nnU-Net trained into one of segpipe",
     "export-nnunet": "write a model as folders that nnU-Net predicts with",
     "export-nnunet-predictions": "write probabilities as nnU-Net's own ensemble command reads them",
+    "export-nnunet-preprocessed": "write the preprocessed cases as nnU-Net itself trains on them",
 }
 
 
