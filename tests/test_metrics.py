@@ -53,6 +53,23 @@ def test_what_does_not_exist_is_none():
     assert mask_metrics(full, full, SPACING)["hd95_mm"] == 0
 
 
+@pytest.mark.parametrize(("n_slices", "slice_mm"), [(1, 999.0), (1, 5.0), (3, 999.0)])
+def test_the_surface_in_a_slice_is_its_contour(n_slices, slice_mm):
+    """Squares of 30 and of 10 pixels around the same centre: the outer contour is 10 pixels from the inner one."""
+    large, small = np.zeros((2, n_slices, 40, 40), bool)
+    large[n_slices // 2, 5:35, 5:35], small[n_slices // 2, 15:25, 15:25] = True, True
+    distance = hd95_mm(large, small, (slice_mm, 1.0, 1.0))
+    # among the slices of a volume, all voxels of a mask one slice thick are surface
+    assert distance > 12 if n_slices == 1 else 10 < distance < 12
+
+
+def test_a_2d_image_has_no_volumes():
+    mask = cube((0, 2, 2), shape=(1, 14, 16))
+    numbers = mask_metrics(mask, mask, (999 * 0.25, 0.25, 0.1))
+    assert (numbers["volume_pred_ml"], numbers["volume_ref_ml"], numbers["n_ref"]) == (None, None, 16)
+    assert mask_metrics(mask, mask, (5.0, 1.0, 1.0))["volume_ref_ml"] == pytest.approx(16 * 5e-3)
+
+
 @pytest.mark.parametrize(("axis", "mm"), [(0, 3.0), (1, 1.0), (2, 0.5)])
 @pytest.mark.parametrize("shift", [1, 2, 3])
 def test_a_shifted_cube_is_as_far_away_as_it_was_shifted(axis, mm, shift):

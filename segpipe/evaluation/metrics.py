@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
 
+from segpipe.data.formats.grid import SLICE_THICKNESS_2D
 from segpipe.data.labels import Labels, belongs
 
 Mask = NDArray[np.bool_]
@@ -60,16 +61,22 @@ def mask_metrics(predicted: Mask, reference: Mask, spacing_mm: Sequence[float], 
     """nnU-Net's metrics of a pair of masks, and HD95 and volumes.
 
     inside : what counts of the volume, by default all of it; nothing of the masks lies outside
-    HD95 is None where either mask is empty.
+    HD95 is None where either mask is empty, volumes are None of a 2D image.
     """
-    numbers, ml = overlap(predicted, reference, inside), float(np.prod(spacing_mm)) / 1000
+    numbers, ml = overlap(predicted, reference, inside), _ml_per_voxel(spacing_mm)
     n_pred, n_ref = int(np.count_nonzero(predicted)), int(np.count_nonzero(reference))
     return {
         **numbers,
         "hd95_mm": hd95_mm(predicted, reference, spacing_mm) if n_pred and n_ref else None,
-        "volume_pred_ml": n_pred * ml,
-        "volume_ref_ml": n_ref * ml,
+        "volume_pred_ml": None if ml is None else n_pred * ml,
+        "volume_ref_ml": None if ml is None else n_ref * ml,
     }
+
+
+def _ml_per_voxel(spacing_mm: Sequence[float]) -> float | None:
+    """None for the slice of a 2D image, whose thickness means nothing."""
+    is_2d = np.isclose(spacing_mm[0], SLICE_THICKNESS_2D * max(spacing_mm[1:]))
+    return None if is_2d else float(np.prod(spacing_mm)) / 1000
 
 
 def overlap(predicted: Mask, reference: Mask, inside: Mask | None = None) -> Numbers:
@@ -95,11 +102,12 @@ def overlap(predicted: Mask, reference: Mask, inside: Mask | None = None) -> Num
 def hd95_mm(a: Mask, b: Mask, spacing_mm: Sequence[float]) -> float:
     """95th percentile of the distances between two surfaces, the larger of both directions, in mm.
 
-    The surface is the mask's voxels with a face neighbour outside; the volume's border counts as outside. Neither
-    mask may be empty.
+    The surface is the mask's voxels with a face neighbour outside; the volume's border counts as outside, but for
+    that of a single slice: all of it would be surface. Neither mask may be empty.
     """
     around = _around(a | b)
-    surfaces = [mask[around] & ~binary_erosion(mask[around]) for mask in (a, b)]
+    faces = generate_binary_structure(a.ndim, 1)[tuple(slice(None) if n > 1 else slice(1, 2) for n in a.shape)]
+    surfaces = [mask[around] & ~binary_erosion(mask[around], faces) for mask in (a, b)]
     distances = [distance_transform_edt(~surface, sampling=tuple(spacing_mm)) for surface in surfaces]
     return float(max(np.percentile(distances[1][surfaces[0]], 95), np.percentile(distances[0][surfaces[1]], 95)))
 
