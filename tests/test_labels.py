@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segpipe import digest
 from segpipe.data.labels import Labels, belongs, parse
 from segpipe.errors import SegpipeError
 
@@ -104,6 +105,7 @@ def test_an_order_without_regions_says_nothing():
         (REGIONS, [1, 2], "the order of the regions does not fit them"),
         (REGIONS, [1, 2, 4], "the order of the regions does not fit them"),
         (REGIONS, 1, "the order of the regions does not fit them"),
+        (REGIONS, [1, [2], 3], "the order of the regions does not fit them"),
     ],
 )
 def test_what_makes_no_sense_is_refused(content, order, what):
@@ -153,6 +155,16 @@ def test_labels_survive_json(labels):
     again = Labels.from_json(json.loads(json.dumps(labels.to_json())))
     assert again == labels
     assert list(again.heads) == list(labels.heads)
+
+
+def test_another_order_of_the_regions_is_another_identity():
+    """Outputs and stored foreground are numbered in this order. Of plain classes the values say it."""
+    of_regions = [REGIONS, dict(reversed(REGIONS.items()))]
+    assert len({digest.of(parse(content, ORDER, "x").to_json()) for content in of_regions}) == 2
+    plain = NNUNET["plain, not in order"][0]
+    assert (
+        len({digest.of(parse(content, None, "x").to_json()) for content in (plain, dict(sorted(plain.items())))}) == 1
+    )
 
 
 ONE = {"background": 0, "nucleus": 1}

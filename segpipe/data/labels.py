@@ -99,8 +99,8 @@ class Labels:
         return "; ".join(f"{values} ({name})" for values, name in pairs)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for cases.json and checkpoints."""
-        return asdict(self)
+        """Plain data for cases.json and checkpoints, with the order of the outputs, which digests of objects lose."""
+        return asdict(self) | {"heads": list(self.heads)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Labels":
@@ -163,7 +163,8 @@ def _require_sense(in_files: Mapping[str, Values], ignored: Values | None, regio
 def _painted(names: Mapping[str, Values], order: Any, number: Mapping[int, int], where: str) -> Values:
     n_regions = sum(values != (0,) for values in names.values())
     expected = f"{n_regions} of the values {sorted(number)}, one per region, painted one over the other"
-    if not isinstance(order, list | tuple) or len(order) != n_regions or any(value not in number for value in order):
+    known = isinstance(order, list | tuple) and all(isinstance(value, int) and value in number for value in order)
+    if not known or len(order) != n_regions:
         raise _error("the order of the regions does not fit them", where, order, expected)
     return tuple(number[value] for value in order)
 
