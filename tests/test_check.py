@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from volumes import CHECK, OBLIQUE, REPO, describe, image_array, label_array, nifti, nnunet_dataset, numbered
+from volumes import CHECK, OBLIQUE, REPO, describe, image_array, label_array, nifti, nnunet_dataset, numbered, turn
 
 from segpipe import digest
 from segpipe.data import check
@@ -125,7 +125,7 @@ def test_a_missing_label(root: Path) -> None:
 def test_a_listed_file_that_is_missing(tmp_path: Path) -> None:
     root = tmp_path / "Task01"
     case = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
-    describe(root, training=[case], test=["./imagesTs/t.nii.gz"], numTraining=1)
+    describe(root, training=[case], test=["./imagesTs/t.nii.gz"], numTraining=1, file_ending=None)
     nifti(root / "imagesTr/a.nii.gz", image_array())
     missing = [field(found, "where") for found in problems(root, n_folds=1)]
     assert missing == [str(root / "labelsTr/a.nii.gz"), str(root / "imagesTs/t.nii.gz")]
@@ -152,6 +152,12 @@ def test_a_wrong_direction(root: Path) -> None:
     found = only_problem(root)
     assert found.startswith("geometries differ")
     assert field(found, "where") == str(root / "labelsTr/b.nii.gz")
+
+
+def test_a_label_whose_axes_lead_elsewhere_needs_another_setting(root: Path) -> None:
+    turn(root / "labelsTr/b.nii.gz", "LAS")
+    assert field(only_problem(root), "cure") == "set check.orientation: RAS; its axes lead to LAS and not to RAS"
+    assert not check.inspect(root, CHECK.model_copy(update={"orientation": "RAS"}), 2).problems
 
 
 @pytest.mark.parametrize(("shift_mm", "fits"), [(0.05, True), (0.2, False)])
@@ -239,7 +245,7 @@ def test_an_unreadable_file(root: Path, path: str) -> None:
 def test_a_wrong_number_of_channels_in_one_file(tmp_path: Path, names: list[str]) -> None:
     root = tmp_path / "Task01"
     case = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
-    describe(root, channel_names=numbered(names), training=[case], numTraining=1)
+    describe(root, channel_names=numbered(names), training=[case], numTraining=1, file_ending=None)
     nifti(root / case["image"], image_array(shape=(9, 8, 7, 2)))
     nifti(root / case["label"], label_array())
     found = only_problem(root, n_folds=1)

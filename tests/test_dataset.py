@@ -118,6 +118,25 @@ def test_a_decathlon_task_passes_the_check_and_is_read(tmp_path: Path) -> None:
     assert cases.read_label("BRATS_002").shape == (4, 5, 6)
 
 
+def test_nnunets_layout_may_still_list_the_files_of_a_task(tmp_path: Path) -> None:
+    """nnU-Net reads its folders and leaves `training` alone."""
+    root = nnunet_dataset(tmp_path)
+    content = json.loads((root / "dataset.json").read_text())
+    content["training"] = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    (root / "dataset.json").write_text(json.dumps(content))
+    found = dataset.describe(root).training
+    assert list(found) == ["a", "b", "c"]
+    assert found["a"].images == ("imagesTr/a_0000.nii.gz",)
+
+
+def test_a_link_that_leads_nowhere_is_a_case(tmp_path: Path) -> None:
+    """As git-annex leaves them: the check misses its files, where it would otherwise train on fewer cases."""
+    root = nnunet_dataset(tmp_path)
+    for name in ("imagesTr/z_0000.nii.gz", "labelsTr/z.nii.gz"):
+        (root / name).symlink_to("nowhere")
+    assert dataset.describe(root).training["z"] == CaseFiles(("imagesTr/z_0000.nii.gz",), "labelsTr/z.nii.gz")
+
+
 def test_a_decathlon_case_may_be_named_like_a_channel(tmp_path: Path) -> None:
     case = {"image": "imagesTr/la_0000.nii.gz", "label": "labelsTr/la_0000.nii.gz"}
     nifti(tmp_path / case["image"], image_array(shape=(6, 5, 4, 2)))
@@ -195,7 +214,13 @@ def test_listed_files_pass_the_check_and_are_read(listed: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "cases", [{"a": {"images": ["a.nii.gz"]}}, {"a": ["a.nii.gz"]}, {"a": {"images": [1], "label": "b.nii.gz"}}]
+    "cases",
+    [
+        {"a": {"images": ["a.nii.gz"]}},
+        {"a": ["a.nii.gz"]},
+        {"a": {"images": [1], "label": "b.nii.gz"}},
+        {"a": {"images": [], "label": "b.nii.gz"}},
+    ],
 )
 def test_malformed_lists_of_nnunet_are_refused(tmp_path: Path, cases: dict[str, Any]) -> None:
     describe(tmp_path, dataset=cases)

@@ -236,7 +236,7 @@ def _grid_problems(root: Path, volumes: dict[str, Volume], settings: Check) -> I
                 where=root / path,
                 found=f"{volume.shape} voxels (Z, Y, X)",
                 expected=f"{first.shape} as {reference}",
-                cure="resample it onto the image's grid",
+                cure=_cure(volume, first, "resample it onto the image's grid"),
             )
         elif not np.allclose(volume.spacing_mm, first.spacing_mm, rtol=1e-3):
             yield problem(
@@ -244,7 +244,7 @@ def _grid_problems(root: Path, volumes: dict[str, Volume], settings: Check) -> I
                 where=root / path,
                 found=f"{_mm(volume)} mm (Z, Y, X)",
                 expected=f"{_mm(first)} as {reference}",
-                cure="correct the header",
+                cure=_cure(volume, first, "correct the header"),
             )
         else:
             distance = float(np.abs(volume.corners_mm() - first.corners_mm()).max())
@@ -254,8 +254,20 @@ def _grid_problems(root: Path, volumes: dict[str, Volume], settings: Check) -> I
                     where=root / path,
                     found=f"a corner lies {distance:.3g} mm off {reference}",
                     expected=f"at most {settings.geometry_tolerance_mm} mm",
-                    cure="correct the header, or raise check.geometry_tolerance_mm if the voxels do match",
+                    cure=_cure(
+                        volume,
+                        first,
+                        "correct the header, or raise check.geometry_tolerance_mm if the voxels do match",
+                    ),
                 )
+
+
+def _cure(volume: Volume, first: Volume, otherwise: str) -> str:
+    """Files that fit but for the order and the direction of their axes need no correction."""
+    axes = [image.axis_codes(one) for one in (volume, first)]
+    return (
+        otherwise if axes[0] == axes[1] else f"set check.orientation: RAS; its axes lead to {' and not to '.join(axes)}"
+    )
 
 
 def _mm(volume: Volume) -> str:

@@ -49,7 +49,10 @@ def describe(root: Path) -> Description:
     content = dataset_json.read(root / "dataset.json")
     if isinstance(content.get("dataset"), dict):
         return _listed(root, content)
-    return _decathlon(root, content) if "training" in content else _nnunet(root, content)
+    # nnU-Net's own has a file ending, and may still list the files of the task that it was made of
+    return (
+        _decathlon(root, content) if "training" in content and "file_ending" not in content else _nnunet(root, content)
+    )
 
 
 def files(root: Path) -> list[Path]:
@@ -91,8 +94,11 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _volumes(folder: Path, ending: str) -> list[str]:
-    """Names in a folder, without those of files that belong to another one; a DICOM series is a folder."""
-    found = [path for path in _visible(folder) if path.is_file() or (path.is_dir() and path.name.endswith(ending))]
+    """Names in a folder, without those of files that belong to another one; a DICOM series is a folder.
+
+    A link that leads nowhere is a name too: what it stands for is missed when it is read.
+    """
+    found = [path for path in _visible(folder) if not path.is_dir() or path.name.endswith(ending)]
     others = {path.name for path in found if not path.name.endswith(ending)}
     if others:
         others &= {companion.name for path in found if path.name.endswith(ending) for companion in _companions(path)}
@@ -212,8 +218,8 @@ def _id(path: str) -> str:
 
 
 def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
+    if not isinstance(value, list) or not value:
+        raise TypeError(f"{value!r} is no list of files")
     return value
 
 

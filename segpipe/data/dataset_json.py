@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, Any]:
                 cure="correct `dataset:` in params.yaml",
             )
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SegpipeError(
             problem("dataset.json is not JSON", where=path, found=error, expected="valid JSON", cure="correct it")
         ) from None
