@@ -45,9 +45,34 @@ def test_a_checkpoint_executes_nothing(tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"network": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
+    with pytest.raises(SegpipeError, match="could run code"):
         checkpoint.load(tmp_path / "evil.pth")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.peek])
+def test_a_damaged_checkpoint_is_named(tmp_path, read):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"weight": torch.arange(4000.0)})
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"weights"):
+        path.write_bytes(damaged)
+        with pytest.raises(SegpipeError, match=r"(?s)the checkpoint cannot be read.*a\.pth"):
+            read(path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "absent.pth")
+
+
+def test_a_flipped_bit_in_the_weights_is_found(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoint.save(path, {"weight": torch.arange(4000.0)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SegpipeError, match="checksum"):
+        checkpoint.load(path)
+    with pytest.raises(Exception, match="checksum"):
+        checkpoint.load_foreign(path)
 
 
 @pytest.mark.parametrize(

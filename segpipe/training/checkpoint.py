@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import zipfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,15 +28,19 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint: tensors and plain data only."""
-    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    return content
+    """Read a checkpoint: tensors and plain data only.
+
+    Raises SegpipeError for a file that is damaged or no checkpoint of segpipe.
+    """
+    return _own(path, lambda: _read(path, device))
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """What `load` reads, with tensors that stay in the file until they are used."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return content
+    """What `load` reads, with tensors that stay in the file, unchecked, until they are used.
+
+    Raises SegpipeError as `load`.
+    """
+    return _own(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
 def load_foreign(path: Path) -> Any:
@@ -44,7 +49,35 @@ def load_foreign(path: Path) -> Any:
     Raises whatever a broken or refused file leads to; `why_unreadable` says it in a line.
     """
     with torch.serialization.safe_globals(_numpy_scalars()):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _read(path, "cpu")
+
+
+def _read(path: Path, device: torch.device | str) -> Any:
+    content = torch.load(path, map_location=device, weights_only=True)
+    if zipfile.is_zipfile(path):  # torch compares no checksums: flipped bits would be weights
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} in it is wrong")
+    return content
+
+
+def _own(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = read()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a broken file may fail in any way
+        raise SegpipeError(
+            problem(
+                "the checkpoint cannot be read",
+                where=path,
+                found=why_unreadable(error),
+                expected="a file that a training of segpipe wrote, whole",
+                cure="take a copy of it, or remove it and train again; `segpipe import-nnunet` reads nnU-Net's",
+            )
+        ) from error
+    return content
 
 
 def _numpy_scalars() -> list[Any]:
