@@ -174,17 +174,28 @@ def test_a_setting_redoes_its_rule_and_what_follows(copy: Project, key: str, val
     assert planned["ensemble"] == 2
 
 
-def test_a_plan_made_elsewhere_is_taken_and_counts_by_its_content(fresh: Project) -> None:
-    plan, given = "data/preprocessed/Dataset000_Phantoms/plan.json", fresh.folder / "given.json"
+def test_a_plan_and_folds_made_elsewhere_are_taken_and_count_by_their_content(fresh: Project) -> None:
+    plan, splits = (f"data/preprocessed/Dataset000_Phantoms/{name}.json" for name in ("plan", "splits"))
+    given, folds = fresh.folder / "given.json", fresh.folder / "folds.json"
     content = (REPO / "tests/data/nnunet_plans_file.json").read_text()
     given.write_text(content)
     fresh.set("plan.overrides", dict.fromkeys(fresh.params()["plan"]["overrides"]))
     fresh.set("plan.file", "given.json")
-    fresh.snakemake(plan)
+    cases = [f"phantom_{number:03d}" for number in range(fresh.params()["phantoms"]["n_train"])]
+    n_folds = fresh.params()["splits"]["n_folds"]
+    drawn = [
+        {"train": [c for c in cases if c not in cases[k::n_folds]], "val": cases[k::n_folds]} for k in range(n_folds)
+    ]
+    folds.write_text(json.dumps(drawn))
+    fresh.set("splits.file", "folds.json")
+    fresh.snakemake(plan, splits)
     assert read_json(fresh.folder / plan)["configurations"]["3d_fullres"]["architecture"] == "resenc"
+    assert read_json(fresh.folder / splits) == drawn
     given.write_text(content.replace("nnUNetPlannerResEncM", "Mine"))
-    os.utime(given, (0, 0))  # as a file copied with its time
-    assert fresh.planned(plan) == {"plan": 1}
+    folds.write_text(json.dumps(drawn[::-1]))
+    for file in (given, folds):
+        os.utime(file, (0, 0))  # as a file copied with its time
+    assert fresh.planned(plan, splits) == {"plan": 1, "splits": 1}
 
 
 def test_another_checkpoint_only_validates_and_what_follows(copy: Project) -> None:

@@ -53,6 +53,7 @@ rule splits:
     params:
         script=script("splits"),
         cfg=settings("splits"),
+        file=digest_of(PARAMS.splits.file),
         code=digest.of_code("splits"),
     message:
         "splits: drawing the folds"
