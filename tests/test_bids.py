@@ -141,6 +141,7 @@ def test_several_label_maps_need_a_choice(root: Path, capsys: pytest.CaptureFixt
         (("--derivative", "other"), "no such derivative"),
         (("--label-suffix", "probseg"), "sub-*_desc-manual_probseg.nii.gz"),
         (("--label-desc", "expert"), "no label maps"),
+        (("--suffix", ","), "argument --suffix: at least one"),
     ],
 )
 def test_options_that_lead_nowhere(
@@ -166,6 +167,11 @@ def test_tables_that_name_no_labels(
     path = root / "derivatives/labels/dseg.tsv"
     path.unlink() if table is None else path.write_text(table)
     assert said in refusal(root, capsys)
+
+
+def test_a_table_that_is_no_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "participants.tsv").write_bytes("participant_id\nsub-01\n".encode("utf-16"))
+    assert f"an unreadable table\n  where:    {root / 'participants.tsv'}" in refusal(root, capsys)
 
 
 def test_a_link_that_leads_nowhere(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,24 @@ def test_the_header_is_kept(source: Path, tmp_path: Path) -> None:
     assert one.header.get_zooms() == whole.header.get_zooms()[:3]
 
 
+def test_labels_and_channels_as_nnunet_has_them_stay(source: Path, tmp_path: Path) -> None:
+    content = json.loads((source / "dataset.json").read_text())
+    content |= {
+        "labels": {name: int(value) for value, name in LABELS.items()},
+        "channel_names": content.pop("modality"),
+    }
+    digest.write_json(source / "dataset.json", content)
+    found = json.loads((msd.convert(source, tmp_path / "raw") / "dataset.json").read_text())
+    assert found["labels"] == {"background": 0, "PZ": 1, "TZ": 2}
+    assert found["channel_names"] == {"0": "T2", "1": "ADC"}
+
+
+def test_nnunets_layout_is_no_task(tmp_path: Path) -> None:
+    assert "found:    nnU-Net's layout" in refusal(
+        task(tmp_path / "Task05_Prostate", file_ending=".nii.gz"), tmp_path / "raw"
+    )
+
+
 def test_one_channel_is_copied(tmp_path: Path) -> None:
     source = task(tmp_path / "Task04_Hippocampus", n_channels=1)
     found = msd.convert(source, tmp_path / "raw")

@@ -17,7 +17,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    suffixes = [part.strip() for part in text.split(",") if part.strip()]
+    if not suffixes:
+        raise argparse.ArgumentTypeError("at least one")
+    return suffixes
 
 
 def run(args: argparse.Namespace) -> None:

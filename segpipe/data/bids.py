@@ -195,8 +195,12 @@ def _label_names(source: Source) -> dict[str, int]:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    """The rows of a BIDS table; n/a is an empty value."""
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    """The rows of a BIDS table; n/a is an empty value. Raises SegpipeError where it is no text in UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _error("an unreadable table", path, error, "text in UTF-8", "save it as UTF-8") from None
+    lines = [line.split("\t") for line in text.splitlines() if line.strip()]
     return [
         {name: "" if value == "n/a" else value for name, value in zip(lines[0], line, strict=False)}
         for line in lines[1:]

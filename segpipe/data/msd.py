@@ -94,6 +94,8 @@ def _convert(task: Path, out: Path) -> Path:
             )
         )
     description = dataset.describe(task)
+    if description.one_file_per_channel:
+        raise _no_task(task, "nnU-Net's layout")
     cases = [*description.training.values(), *description.test.values()]
     files = [file for case in cases for file in (*case.images, *([case.label] if case.label else []))]
     raise_all(f"{task} is incomplete", _missing(task, files))
@@ -159,8 +161,9 @@ def _bad_image(source: Path, found: str, expected: str) -> SegpipeError:
 def _describe(task: Path, new: Path) -> None:
     """dataset.json in nnU-Net's form, and cases.tsv where there is one."""
     content = digest.read_json(task / "dataset.json")
-    content["labels"] = {name: int(value) for value, name in content["labels"].items()}
-    content["channel_names"] = content.pop("modality")
+    if all(value.isdecimal() for value in content["labels"]):  # else by name already
+        content["labels"] = {name: int(value) for value, name in content["labels"].items()}
+    content["channel_names"] = content.pop("modality", content.get("channel_names"))
     content["file_ending"] = ENDING
     digest.write_json(new / "dataset.json", {key: content[key] for key in content if key not in ("training", "test")})
     if (task / case_table.NAME).is_file():
