@@ -1,6 +1,9 @@
 """A loss or gradient that is not finite: where the training stops, what it says, what it leaves."""
 
 import math
+import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,8 @@ from segpipe.training import checkpoint, divergence
 from segpipe.training.divergence import CHECK_EVERY, FILE, Diverged
 from segpipe.training.network import build
 from segpipe.training.schedule import Length
+
+pytest_plugins = ["phantom_fixtures"]
 
 CHANGES = {"train__epochs": 4, "train__augment": False, "train__optimiser__learning_rate": 0.05}
 
@@ -331,3 +336,16 @@ def test_the_loop_itself_names_the_first_bad_step_where_it_looks_late(monkeypatc
     assert bad % 3 != 2
     assert one.step == bad // 3 * 3 + 2  # the last step of the epoch raised
     assert not weights(one.network).isfinite().all()
+
+
+def test_the_docs_say_how_to_look_at_it_again(trained, tmp_path, monkeypatch, capsys):
+    latest = trained / "fold_0/checkpoint_final.pth"
+    shutil.copy(latest, tmp_path / "latest.pth")
+    model = checkpoint.load(latest)
+    image = torch.zeros(2, 1, *model["plan"]["configurations"]["3d_fullres"]["patch_size"])
+    image[1, 0, 0, 0, 0] = torch.nan
+    checkpoint.save(tmp_path / FILE, {"network": model["network"], "image": image, "sources": ["a case"]})
+    monkeypatch.chdir(tmp_path)
+    docs = (Path(__file__).parents[1] / "docs/training.md").read_text()
+    exec(re.findall(r"```python\n(.*?)```", docs, re.DOTALL)[0], {})
+    assert capsys.readouterr().out == "['a case'] tensor(False) tensor(False)\n"
