@@ -4,7 +4,6 @@ import json
 import pickle
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 from interop import segpipe
@@ -15,6 +14,7 @@ from segpipe import digest
 from segpipe.data import image
 from segpipe.errors import SegpipeError
 from segpipe.interop.nnunet_preprocessed import export_preprocessed
+from segpipe.params import Params
 from segpipe.prepare import plan as plan_module
 from segpipe.prepare import store
 from segpipe.prepare.nnunet_plans import from_nnunet
@@ -75,7 +75,7 @@ def exported(prepared: Prepared) -> Path:
     """What nnU-Net finds of the dataset."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(prepared.root)
-        export_preprocessed(Path("prepared"), SETTINGS, Path("nnunet"))
+        export_preprocessed(Path("prepared"), SETTINGS, Path("nnunet"), ["3d_cascade_fullres"])
     return prepared.root / "nnunet" / NAME
 
 
@@ -90,7 +90,7 @@ def test_images_and_labels_are_the_stored_ones(prepared: Prepared, exported: Pat
         prepared.cases, folder / "plan.json", folder / configuration / "manifest.json", SETTINGS.runtime
     )
     for case in CASES:
-        content, stored = np.load(exported / f"nnUNetPlans_{configuration}/{case}.npz"), opened.read(case)
+        content, stored = np.load(exported / f"nnUNetPlans_{configuration}/{case}.npz"), opened.open(case)
         assert (content["data"].dtype, content["seg"].dtype) == (np.float32, np.int16)
         np.testing.assert_array_equal(content["data"], stored.image)
         np.testing.assert_array_equal(content["seg"], stored.label[None])
@@ -131,9 +131,9 @@ def test_the_way_back_leads_to_the_file(prepared: Prepared, exported: Path) -> N
 
 def test_labels_have_the_values_of_the_training(prepared: Prepared, exported: Path) -> None:
     for case in CASES:
-        stored = nibabel.load(prepared.root / "raw" / NAME / f"labelsTr/{case}.nii.gz")
-        written = nibabel.load(exported / f"gt_segmentations/{case}.nii.gz")
-        np.testing.assert_array_equal(np.array(FILES)[np.asarray(written.dataobj)], np.asarray(stored.dataobj))
+        stored = image.read_label(prepared.root / "raw" / NAME / f"labelsTr/{case}.nii.gz")
+        written = image.read_label(exported / f"gt_segmentations/{case}.nii.gz")
+        np.testing.assert_array_equal(np.array(FILES)[written.array], stored.array)
         np.testing.assert_allclose(written.affine, stored.affine, atol=1e-6)
     content = json.loads((exported / "dataset.json").read_text())
     assert content["labels"] == {"background": 0, "whole": [1, 2], "core": 1, "ignore": 3}
@@ -193,12 +193,14 @@ def test_turned_axes_are_turned_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert noted["spacing"] == pytest.approx(SPACING_MM)
         written = image.read_label(exported / f"gt_segmentations/{case}.nii.gz")
         assert image.axis_codes(written) == codes
+        stored = image.read_label(root / f"labelsTr/{case}.nii.gz")
+        np.testing.assert_array_equal(np.array(FILES)[written.array], stored.array)
 
 
 # refused
 
 
-def refused(settings: object, out: Path, *configurations: str, folder: Path = Path("prepared")) -> str:
+def refused(settings: Params, out: Path, *configurations: str, folder: Path = Path("prepared")) -> str:
     with pytest.raises(SegpipeError) as caught:
         export_preprocessed(folder, settings, out, configurations or None)
     return str(caught.value)

@@ -119,7 +119,6 @@ def _source(planned: Mapping[str, Configuration], name: str, folder: Path) -> tu
     trained: nnU-Net segments with its own first stage.
     """
     alike = [other for other in planned if _preparation(planned[other]) == _preparation(planned[name])]
-    alike.sort(key=lambda other: planned[other].previous_stage is not None)
     made = [other for other in alike if (folder / other / "manifest.json").exists()]
     return (made or alike)[0], alike[0]
 
