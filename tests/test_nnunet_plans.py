@@ -60,7 +60,7 @@ def test_what_nnunet_wrote_is_read() -> None:
     found = from_nnunet(PLANS)
     assert found["transpose_forward"] == EXPECTED["transpose_forward"]
     assert found["transpose_backward"] == EXPECTED["transpose_backward"]
-    assert found["intensities"] == {"0": {"mean": 10.5, "std": 2.0}}
+    assert found["intensities"] == {"0": {"mean": 10.5, "std": 2.0, "percentile_00_5": 1.0, "percentile_99_5": 20.0}}
     assert found["configurations"].keys() == EXPECTED["configurations"].keys()
     for name, expected in EXPECTED["configurations"].items():
         assert asdict(found["configurations"][name]) == {**expected, "reasons": ["planned by nnU-Net"]}
@@ -248,6 +248,17 @@ def test_a_plan_of_nnunet_is_taken_as_it_is(tmp_path: Path) -> None:
         ({**own(), "transpose_backward": [0, 1, 2]}, ["MRI"], "the axes are no order"),
         ({**own(), "configurations": {"mine": own()["configurations"]["2d"]}}, ["MRI"], "configurations.mine.name"),
         (PLANS, ["T1", "T2"], "2: one per channel of the dataset"),
+        (own(batch_size=0), ["MRI"], "configurations.2d.batch_size\n  found:    0"),
+        (own(spacing_mm=[0.0, 1.0]), ["MRI"], "found:    [0.0, 1.0]\n  expected: numbers above 0"),
+        (own(strides=[[1, 1], [0, 2]]), ["MRI"], "expected: numbers above 0"),
+        (own(strides=[[1, 1, 1], [2, 2, 2]]), ["MRI"], "2 numbers per stage"),
+        (own(normalisation=["ct"]), ["MRI"], "no std, percentile_00_5, percentile_99_5 of MRI"),
+        ({**own(), "intensities": None}, ["MRI"], "given.json: intensities"),
+        ({**own(), "configurations": {"2d": 5}}, ["MRI"], "given.json: configurations.2d"),
+        (changed("configurations/3d_fullres/patch_size", 5), ["CT"], "a value of the plan is wrong"),
+        (changed("configurations/3d_fullres/normalization_schemes", None), ["CT"], "a value of the plan is wrong"),
+        (changed("configurations/3d_fullres/batch_size", None), ["CT"], "configurations.3d_fullres.batch_size"),
+        (changed("configurations/3d_fullres/spacing", [1.0, -1.0, 1.0]), ["CT"], "found:    [1.0, -1.0, 1.0]"),
     ],
 )
 def test_a_file_that_is_no_plan_for_the_dataset_is_refused(

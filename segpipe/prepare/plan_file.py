@@ -1,12 +1,14 @@
 """A plan made elsewhere, from `plan.file`: plan.json of segpipe, or plans.json of nnU-Net."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+import numpy as np
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.prepare.nnunet_plans import ARCHITECTURES, NAMES, from_nnunet
@@ -14,7 +16,23 @@ from segpipe.prepare.plan import Configuration
 from segpipe.prepare.schemes import SCHEMES
 
 SETTING = "params.yaml: plan.file"
-FIELDS = [field.name for field in fields(Configuration)]
+OF_CT = ("mean", "std", "percentile_00_5", "percentile_99_5")
+POSITIVE = (
+    *("spacing_mm", "patch_size", "batch_size", "features_per_stage", "kernel_sizes", "strides"),
+    *("n_conv_per_stage", "n_conv_per_stage_decoder"),
+)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What plan.json holds."""
+
+    transpose_forward: list[int]
+    transpose_backward: list[int]
+    configurations: dict[str, Configuration]
+    intensities: dict[str, dict[str, FiniteFloat]]
+    reasons: list[str] = field(default_factory=list)
+    not_planned: dict[str, str] = field(default_factory=dict)
 
 
 def read(path: Path, channel_names: list[str]) -> dict[str, Any]:
@@ -24,11 +42,10 @@ def read(path: Path, channel_names: list[str]) -> dict[str, Any]:
     Raises SegpipeError where the file is absent, no plan, or one that cannot be for this dataset.
     """
     content = _json(path)
-    plan = _own(content, path) if "intensities" in content else from_nnunet(content, path)
+    plan = _typed(content if "intensities" in content else _from_nnunet(content, path), path)
     raise_all(str(path), _problems(plan, channel_names, path))
-    plan["configurations"] = {name: asdict(value) for name, value in plan["configurations"].items()}
-    plan["reasons"] = [f"taken from {path.name}, as params.yaml asks for (plan.file)", *plan["reasons"]]
-    return plan
+    reasons = [f"taken from {path.name}, as params.yaml asks for (plan.file)", *plan.reasons]
+    return asdict(replace(plan, reasons=reasons))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -48,45 +65,50 @@ def _json(path: Path) -> dict[str, Any]:
     )
 
 
-def _own(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """plan.json with its configurations as `Configuration`."""
-    problems, configurations = [], {}
-    for name, values in content["configurations"].items():
-        known = {key: value for key, value in values.items() if key in FIELDS}
-        try:
-            configurations[name] = TypeAdapter(Configuration).validate_python(known)
-        except ValidationError as error:
-            problems += [_of_value(item, f"{path}: configurations.{name}") for item in error.errors()]
-    raise_all(str(path), problems)
-    return {
-        "transpose_forward": content.get("transpose_forward"),
-        "transpose_backward": content.get("transpose_backward"),
-        "reasons": content.get("reasons", []),
-        "not_planned": content.get("not_planned", {}),
-        "configurations": configurations,
-        "intensities": content["intensities"],
-    }
+def _from_nnunet(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The plan of nnU-Net's plans.json as plan.json has it."""
+    try:
+        plan = from_nnunet(content, path)
+    except (TypeError, ValueError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise SegpipeError(
+            _problem("a value of the plan is wrong", path, found, "values as nnU-Net writes them")
+        ) from None
+    return plan | {"configurations": {name: asdict(value) for name, value in plan["configurations"].items()}}
 
 
-def _of_value(item: Any, where: str) -> str:
-    key = ".".join(map(str, item["loc"]))
+def _typed(content: Mapping[str, Any], path: Path) -> _Plan:
+    """Raises SegpipeError for every value that is absent or of another type."""
+    try:
+        return TypeAdapter(_Plan).validate_python(content)
+    except ValidationError as error:
+        problems = [_of_value(item, path) for item in error.errors()]
+    raise SegpipeError("\n\n".join(problems))
+
+
+def _of_value(item: Any, path: Path) -> str:
+    where = f"{path}: {'.'.join(map(str, item['loc']))}"
     found = "nothing" if item["type"] == "missing" else item["input"]
     cure = "write the plan anew, or correct the value"
-    return problem("a value of the plan is wrong", where=f"{where}.{key}", found=found, expected=item["msg"], cure=cure)
+    return problem("a value of the plan is wrong", where=where, found=found, expected=item["msg"], cure=cure)
 
 
-def _problems(plan: Mapping[str, Any], channel_names: list[str], path: Path) -> Iterator[str]:
+def _problems(plan: _Plan, channel_names: list[str], path: Path) -> Iterator[str]:
     """What does not fit together, or does not fit the dataset."""
-    forward, backward = plan["transpose_forward"], plan["transpose_backward"]
-    if sorted(forward or []) != [0, 1, 2] or backward != [forward.index(axis) for axis in range(3)]:
+    forward, backward = plan.transpose_forward, plan.transpose_backward
+    if sorted(forward) != [0, 1, 2] or backward != [forward.index(axis) for axis in range(3)]:
         yield _problem(
             "the axes are no order of 0, 1, 2 and back", path, f"{forward} and {backward}", "[0, 1, 2] twice"
         )
-    absent = [name for index, name in enumerate(channel_names) if str(index) not in plan["intensities"]]
-    if absent:
-        yield _problem("no intensities of a channel", path, f"none of {', '.join(absent)}", "those of every channel")
-    for name, planned in plan["configurations"].items():
-        for key, found, expected in _differences(name, planned, plan["configurations"], len(channel_names)):
+    for index, channel in enumerate(channel_names):
+        known = plan.intensities.get(str(index))
+        ct = any("ct" in planned.normalisation[index : index + 1] for planned in plan.configurations.values())
+        absent = [key for key in OF_CT if ct and key not in (known or {})]
+        if known is None or absent:
+            found = f"no {', '.join(absent)} of {channel}" if known else f"none of {channel}"
+            yield _problem("no intensities of a channel", path, found, "those of every channel")
+    for name, planned in plan.configurations.items():
+        for key, found, expected in _differences(name, planned, plan.configurations, len(channel_names)):
             yield _problem("the plan does not fit together", f"{path}: configurations.{name}.{key}", found, expected)
 
 
@@ -113,11 +135,17 @@ def _differences(
         for key in keys:
             if len(getattr(planned, key)) != length:
                 yield key, getattr(planned, key), f"{length}: one per {what}"
+    for key in POSITIVE:
+        value = getattr(planned, key)
+        numbers = np.hstack(value or [1]) if isinstance(value, list) else value
+        if not np.min(numbers) > 0:
+            yield key, value, "numbers above 0"
+    for key in ("kernel_sizes", "strides"):
+        if any(len(edges) != n_axes for edges in getattr(planned, key)):
+            yield key, getattr(planned, key), f"{n_axes} numbers per stage: one per axis"
     for axis, edge in enumerate(planned.patch_size):
-        total = 1
-        for stride in planned.strides:
-            total *= stride[axis] if axis < len(stride) else 1
-        if edge % total:
+        total = math.prod(stride[axis] for stride in planned.strides if axis < len(stride))
+        if total > 0 and edge % total:
             yield "patch_size", edge, f"along axis {axis} a multiple of {total}, the product of the strides"
 
 

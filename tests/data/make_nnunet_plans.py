@@ -65,7 +65,8 @@ def plan(folder: Path, inputs: dict, preset: str) -> dict:
         "shapes_after_crop": inputs["shapes"],
         "median_relative_size_after_cropping": inputs["relative_size"],
         "foreground_intensity_properties_per_channel": {
-            str(index): {"mean": 10.5 + index, "std": 2.0} for index in range(len(inputs["channel_names"]))
+            str(index): {"mean": 10.5 + index, "std": 2.0, "percentile_00_5": 1.0, "percentile_99_5": 20.0}
+            for index in range(len(inputs["channel_names"]))
         },
     }
     (folder / "raw" / NAME / "dataset.json").write_text(json.dumps(dataset))
