@@ -105,8 +105,8 @@ def _problems(plan: _Plan, channel_names: list[str], path: Path) -> Iterator[str
         ct = any("ct" in planned.normalisation[index : index + 1] for planned in plan.configurations.values())
         absent = [key for key in OF_CT if ct and key not in (known or {})]
         if known is None or absent:
-            found = f"no {', '.join(absent)} of {channel}" if known else f"none of {channel}"
-            yield _problem("no intensities of a channel", path, found, "those of every channel")
+            lacking = f"no {', '.join(absent)} of {channel}" if known else f"none of {channel}"
+            yield _problem("no intensities of a channel", path, lacking, "those of every channel")
     for name, planned in plan.configurations.items():
         for key, found, expected in _differences(name, planned, plan.configurations, len(channel_names)):
             yield _problem("the plan does not fit together", f"{path}: configurations.{name}.{key}", found, expected)
