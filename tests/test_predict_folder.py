@@ -9,7 +9,7 @@ from interop import IMAGES, imported, segpipe
 
 from segpipe.data import image
 from segpipe.errors import SegpipeError
-from segpipe.inference import images, models
+from segpipe.inference import images, models, predict
 from segpipe.inference.predict_cases import Chosen, predict_folder
 from segpipe.training import checkpoint
 
@@ -73,6 +73,15 @@ def test_folds_are_those_asked_for(flat, tmp_path):
 def test_what_a_model_does_not_have_is_named(flat, asked, match):
     with pytest.raises(SegpipeError, match=match):
         models.find(flat, "final", **asked)
+
+
+def test_nnunets_own_folder_is_no_model_yet(tmp_path):
+    path = tmp_path / "nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"network_weights": {}, "init_args": {}}, path)
+    for read in (lambda: models.find(tmp_path, "final"), lambda: predict.load([path], torch.device("cpu"), "raw")):
+        with pytest.raises(SegpipeError, match=r"(?s)checkpoint_final.*network_weights.*segpipe import-nnunet"):
+            read()
 
 
 def test_a_folder_without_models_says_what_it_has(flat, tmp_path):

@@ -108,6 +108,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     while True:
         identity, content = digest.of_file(path), checkpoint.load(path)
         if digest.of_file(path) == identity:
+            checkpoint.require_model(path, content)
             return identity, content
 
 

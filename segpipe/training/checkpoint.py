@@ -36,11 +36,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """What `load` reads, with tensors that stay in the file, unchecked, until they are used.
+    """What `load` reads of a model, with tensors that stay in the file, unchecked, until they are used.
 
-    Raises SegpipeError as `load`.
+    Raises SegpipeError as `load`, and for a file without the plan of a model.
     """
-    return _own(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    content = _own(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    require_model(path, content)
+    return content
+
+
+def require_model(path: Path, content: dict[str, Any]) -> None:
+    """Raise SegpipeError where a file holds tensors, but no model of segpipe: nnU-Net's checkpoint, a state_dict."""
+    if "plan" not in content:
+        raise _unusable(path, f"{', '.join(map(str, list(content)[:8]))} in it, but no plan")
 
 
 def load_foreign(path: Path) -> Any:
@@ -68,16 +76,20 @@ def _own(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken file may fail in any way
-        raise SegpipeError(
-            problem(
-                "the checkpoint cannot be read",
-                where=path,
-                found=why_unreadable(error),
-                expected="a file that a training of segpipe wrote, whole",
-                cure="take a copy of it, or remove it and train again; `segpipe import-nnunet` reads nnU-Net's",
-            )
-        ) from error
+        raise _unusable(path, why_unreadable(error)) from error
     return content
+
+
+def _unusable(path: Path, found: str) -> SegpipeError:
+    return SegpipeError(
+        problem(
+            "the checkpoint cannot be used",
+            where=path,
+            found=found,
+            expected="a file that a training of segpipe wrote, whole",
+            cure="take a copy of it, or remove it and train again; `segpipe import-nnunet` reads nnU-Net's",
+        )
+    )
 
 
 def _numpy_scalars() -> list[Any]:
