@@ -76,7 +76,8 @@ def _own(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken file may fail in any way
-        raise _unusable(path, why_unreadable(error)) from error
+        whole = zipfile.is_zipfile(path)
+        raise _unusable(path, why_unreadable(error) if whole else "cut off, or not written by torch.save") from error
     return content
 
 
