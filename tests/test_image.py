@@ -94,6 +94,23 @@ def test_labels_may_be_scaled_to_whole_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label(scaled(tmp_path / "a.nii", stored, 2, 1)).array[0], stored.T * 2 + 1)
 
 
+@pytest.mark.parametrize("unit", ["unknown", "mm", "meter", "micron"])
+def test_lengths_are_in_mm_whatever_the_unit_of_the_file(tmp_path: Path, unit: str) -> None:
+    stored = Nifti1Image(
+        image_array(shape=(5, 4, 3)), affine((0.5, 2, 3), OBLIQUE) + np.eye(4)[3] * [[4], [5], [6], [0]]
+    )
+    stored.header.set_xyzt_units(unit, "sec")
+    path = tmp_path / "image.nii.gz"
+    nibabel.save(stored, path)
+    found, of_itk = read_image(path), sitk.ReadImage(str(path))
+    np.testing.assert_allclose(found.spacing_mm[::-1], of_itk.GetSpacing(), rtol=1e-5)
+    np.testing.assert_allclose(found.affine[:3, 3] * [-1, -1, 1], of_itk.GetOrigin(), rtol=1e-5)
+    write_label_like(tmp_path / "label.nii.gz", found.array[0].astype(int) % 2, path)
+    again = nibabel.load(tmp_path / "label.nii.gz")
+    np.testing.assert_allclose(again.affine, stored.affine, atol=1e-6)
+    assert again.header.get_xyzt_units() == (unit, "sec")
+
+
 def test_corners_are_where_the_affine_puts_them(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii", image_array(shape=(5, 4, 3)), (0.5, 2, 3), OBLIQUE)
     indices = list(itertools.product((0, 4), (0, 3), (0, 2)))

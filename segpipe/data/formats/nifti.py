@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from segpipe.data.formats.grid import SLICE_THICKNESS_2D, Grid, Stored, unreadable
 from segpipe.errors import SegpipeError, problem
 
+# As ITK: metres and micrometres of the header become mm; nibabel hands on the numbers as they are.
+SPATIAL_UNIT = 0b111  # the part of xyzt_units that is not of time
+UNITS_MM = {1: 1e3, 3: 1e-3}
+
 
 def read(path: Path, as_label: bool) -> Stored:
     """Values with the header's scaling; (X, Y[, Z[, C]]) turned around to (C, Z, Y, X).
@@ -103,9 +107,12 @@ def _channels_first(path: Path, array: NDArray[np.generic]) -> NDArray[np.generi
 
 
 def _grid(nifti: Nifti1Image) -> Grid:
-    zooms = [abs(float(zoom)) for zoom in nifti.header.get_zooms()[:3]]
+    mm = UNITS_MM.get(int(nifti.header["xyzt_units"]) & SPATIAL_UNIT, 1.0)
+    zooms = [mm * abs(float(zoom)) for zoom in nifti.header.get_zooms()[:3]]
     is_2d = len(zooms) == 2
     if is_2d:
         zooms.append(max(zooms) * SLICE_THICKNESS_2D)
     x, y, z = zooms
-    return Grid((z, y, x), np.asarray(nifti.affine), is_2d, nifti)
+    affine = np.array(nifti.affine, float)
+    affine[:3] *= mm
+    return Grid((z, y, x), affine, is_2d, nifti)
