@@ -105,6 +105,7 @@ def test_an_order_without_regions_says_nothing():
         (REGIONS, [1, 2], "the order of the regions does not fit them"),
         (REGIONS, [1, 2, 4], "the order of the regions does not fit them"),
         (REGIONS, 1, "the order of the regions does not fit them"),
+        ({**REGIONS, "ignore": 4}, [1, 4, 2], "the order of the regions does not fit them"),
         (REGIONS, [1, [2], 3], "the order of the regions does not fit them"),
     ],
 )

@@ -134,7 +134,8 @@ def parse(labels: Mapping[str, Any], order: Sequence[int] | None, where: object)
     known = [*sorted({value for values in in_files.values() for value in values}), *(ignored or ())]
     number = {value: index for index, value in enumerate(known)}
     names = {name: tuple(number[value] for value in values) for name, values in in_files.items()}
-    painted = _painted(names, order, number, f"{where}: regions_class_order") if regions else None
+    classes = {value: index for value, index in number.items() if value not in (ignored or ())}
+    painted = _painted(names, order, classes, f"{where}: regions_class_order") if regions else None
     return Labels(names, painted, len(known) - 1 if ignored else None, tuple(known))
 
 
