@@ -66,8 +66,8 @@ def test_folds_are_those_asked_for(flat, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "match"),
     [
-        ({"configurations": ["3d_fullres"]}, r"(?s)no such configuration.*2d.*3d_fullres.*--configurations"),
-        ({"folds": ["0", "4"]}, r"(?s)no such fold.*0, 1.*4.*--folds"),
+        ({"configurations": ["3d_fullres"]}, r"(?s)no such configuration.*only 2d.*3d_fullres.*--configurations"),
+        ({"folds": ["0", "4"]}, r"(?s)no such fold.*only folds 0, 1.*folds 4 as well.*--folds"),
     ],
 )
 def test_what_a_model_does_not_have_is_named(flat, asked, match):

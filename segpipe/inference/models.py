@@ -63,12 +63,13 @@ def find(
     found: Checkpoints = {}
     for name in dict.fromkeys(wanted):
         if name not in present:
-            raise _missing("no such configuration", model, ", ".join(present), name, "--configurations")
+            raise _missing("no such configuration", model, f"only {', '.join(present)}", name, "--configurations")
         numbered = [fold for fold in present[name] if fold != "all"]
         asked = folds or numbered or ["all"]
         absent = [fold for fold in asked if fold not in present[name]]
         if absent:
-            raise _missing("no such fold", model / name, ", ".join(present[name]), ", ".join(absent), "--folds")
+            found_folds, asked_for = f"only folds {', '.join(present[name])}", f"folds {', '.join(absent)} as well"
+            raise _missing("no such fold", model / name, found_folds, asked_for, "--folds")
         found[name] = {fold: present[name][fold] for fold in asked}
     return found
 
