@@ -99,7 +99,7 @@ def read_label(path: Path, orientation: str = "as-stored") -> Volume:
                 "label value out of range",
                 where=path,
                 found=f"{array.min()} to {array.max()}",
-                expected="the values of dataset.json",
+                expected="values of dataset.json, -32768 to 32767",
                 cure="correct the label map",
             )
         )
