@@ -84,7 +84,7 @@ def write_params(folder: Path, dataset: Path, flat: bool, arguments: argparse.Na
     if not arguments.sgd:
         params["train"]["optimiser"].update(name="adamw", learning_rate=2e-3)  # learns something in few steps
     params["validate"].update(mirroring=False)
-    params["runtime"].update(device="cpu")
+    params["runtime"].update(device="cpu", threads=1)  # two would wait for each other beside other work
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
