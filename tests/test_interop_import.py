@@ -191,6 +191,20 @@ def test_a_missing_part_is_named(unpacked, tmp_path):
     refused(unpacked, tmp_path, r"(?s)missing file.*3d_lowres.dataset\.json")
 
 
+def without_axes(plans):
+    plans["configurations"]["3d_lowres"]["spacing"] = None
+
+
+def with_text(plans):
+    plans["configurations"] = "3d_lowres"
+
+
+@pytest.mark.parametrize("change", [without_axes, with_text])
+def test_plans_that_a_hand_has_spoilt_are_refused_with_their_place(unpacked, tmp_path, change):
+    edit_json(unpacked / REGIONS / "plans.json", change)
+    refused(unpacked / REGIONS, tmp_path, "plans.json")
+
+
 def test_a_folder_without_models_is_refused(tmp_path):
     (tmp_path / "nothing").mkdir()
     refused(tmp_path / "nothing", tmp_path, r"(?s)no model of nnU-Net.*an empty folder")

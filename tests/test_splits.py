@@ -1,6 +1,8 @@
 """The folds: nnU-Net's draw, groups, strata, a site held out, given ones; every case validated once."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -8,7 +10,7 @@ from sklearn.model_selection import KFold
 from volumes import real_data
 
 from segpipe import digest
-from segpipe.data import splits
+from segpipe.data import given_splits, splits
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
 from segpipe.params import Splits
@@ -209,6 +211,24 @@ def test_a_patient_of_two_sites_cannot_be_held_out(tmp_path: Path) -> None:
 
 
 # given folds
+
+
+@pytest.mark.parametrize(
+    ("second", "wrong"),
+    [
+        ({"train": ["a", "b"], "val": ["c", "d"]}, None),
+        ({"train": ["a", "b", "d"], "val": ["c"]}, "d (0 folds)"),
+        ({"train": ["b"], "val": ["a", "c", "d"]}, "a (2 folds)"),
+    ],
+)
+def test_a_cascade_needs_each_case_validated_once(tmp_path: Path, second: Any, wrong: str | None) -> None:
+    digest.write_json(tmp_path / "given.json", [{"train": ["c", "d"], "val": ["a", "b"]}, second])
+    if wrong is None:
+        given_splits.require_each_validated_once(tmp_path / "given.json")
+    else:
+        with pytest.raises(SegpipeError, match=re.escape(wrong)):
+            given_splits.require_each_validated_once(tmp_path / "given.json")
+
 
 FOLDS = [{"train": ["case_0", "case_1"], "val": ["case_2"]}, {"train": ["case_2"], "val": ["case_0", "case_1"]}]
 

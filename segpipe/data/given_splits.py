@@ -40,6 +40,26 @@ def read(path: Path, cases: list[str], n_folds: int) -> list[Fold]:
     return [_complete(fold, cases) for fold in folds]
 
 
+def require_each_validated_once(path: Path) -> None:
+    """Refuse folds that a cascade cannot be trained with, before its first stage is: it learns from segmentations by
+    the fold that has not seen a case.
+
+    Raises SegpipeError naming the cases that no fold validates, or several.
+    """
+    folds = _read(path)
+    validated = Counter(case for fold in folds for case in fold["val"])
+    named = {case for fold in folds for case in (*fold["train"], *fold["val"])}
+    wrong = sorted(case for case in named if validated[case] != 1)
+    if wrong:
+        found = ", ".join(f"{case} ({validated[case]} folds)" for case in wrong)
+        expected = "each case validated by exactly one fold, as a cascade needs it"
+        cure = "complete the folds, or leave 3d_cascade_fullres out of `configurations`"
+        where = f"params.yaml: splits.file: {path}"
+        raise SegpipeError(
+            problem("folds that no cascade can use", where=where, found=found, expected=expected, cure=cure)
+        )
+
+
 def _complete(fold: Fold, cases: list[str]) -> Fold:
     left_out = sorted(set(cases) - set(fold["train"]) - set(fold["val"]))
     return {"train": fold["train"], "val": fold["val"], **({"neither": left_out} if left_out else {})}

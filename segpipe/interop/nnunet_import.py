@@ -15,8 +15,8 @@ from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.inference.models import MODEL_FILE
 from segpipe.interop.nnunet_folders import TrainedFolder, opened, trained_folders
-from segpipe.prepare.nnunet_plans import from_nnunet
 from segpipe.prepare.plan import Configuration
+from segpipe.prepare.plan_file import of_nnunet
 from segpipe.training import checkpoint, network
 from segpipe.training.pretrained import own_name
 
@@ -61,7 +61,7 @@ def _require_stages(described: Mapping[str, Mapping[str, Any]], source: Path) ->
 
 def _import_folder(trained: TrainedFolder, out: Path) -> tuple[str, dict[str, Any]]:
     """Write the checkpoints of one configuration; returns its name and what model.json says of it."""
-    plan = from_nnunet(trained.plans, trained.path / "plans.json")
+    plan = of_nnunet(trained.plans, trained.path / "plans.json")
     read = {key: _read(path) for key, path in trained.checkpoints.items()}
     names = {content["init_args"].get("configuration") for content in read.values()}
     trainers = {content["trainer_name"] for content in read.values()}

@@ -65,15 +65,24 @@ def _json(path: Path) -> dict[str, Any]:
     )
 
 
-def _from_nnunet(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The plan of nnU-Net's plans.json as plan.json has it."""
+def of_nnunet(plans: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """Our plan from nnU-Net's, whatever a hand has made of it.
+
+    where : the file, for messages
+    Raises SegpipeError as `from_nnunet` does, and for values of other types than nnU-Net writes.
+    """
     try:
-        plan = from_nnunet(content, path)
-    except (TypeError, ValueError, AttributeError) as error:
+        return from_nnunet(plans, where)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         found = f"{type(error).__name__}: {error}"
         raise SegpipeError(
-            _problem("a value of the plan is wrong", path, found, "values as nnU-Net writes them")
+            _problem("a value of the plan is wrong", where, found, "values as nnU-Net writes them")
         ) from None
+
+
+def _from_nnunet(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The plan of nnU-Net's plans.json as plan.json has it."""
+    plan = of_nnunet(content, path)
     return plan | {"configurations": {name: asdict(value) for name, value in plan["configurations"].items()}}
 
 

@@ -4,6 +4,11 @@ CASCADE = "3d_cascade_fullres"
 FIRST_STAGE = "3d_lowres"
 
 if CASCADE in PARAMS.configurations:
+    if PARAMS.splits.file is not None and Path(PARAMS.splits.file).is_file():
+        try:
+            given_splits.require_each_validated_once(Path(PARAMS.splits.file))
+        except SegpipeError as error:
+            raise WorkflowError(str(error))
 
     rule preprocess_cascade:
         input:

@@ -9,7 +9,7 @@ import yaml
 
 from segpipe import digest, plugins
 from segpipe import params as params_yaml
-from segpipe.data import dataset, download, labels, phantoms
+from segpipe.data import dataset, download, given_splits, labels, phantoms
 from segpipe.errors import SegpipeError, problem
 from segpipe.training import check
 
