@@ -7,7 +7,22 @@ from segpipe.prepare.spacing import axis_order, resampled_shape, target_spacing
 
 
 def target(spacings_mm: list[list[float]], shape: list[int]) -> list[float]:
-    return [float(edge) for edge in target_spacing(np.array(spacings_mm, float), np.array([shape] * len(spacings_mm)))]
+    return [
+        float(edge) for edge in target_spacing(np.array(spacings_mm, float), np.array([shape] * len(spacings_mm)))[0]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("coarse", "n_slices", "reason"),
+    [
+        (3, 20, "the median of 2 cases; no axis is coarse (more than 3 times the others)"),
+        (8, 100, "the median of 2 cases; axis 0 of the files is coarse, but not short (100 voxels)"),
+        (8, 20, "axis 0 of the files, which is coarse (8 mm) and short (20 voxels), the 10th percentile"),
+    ],
+)
+def test_the_reason_says_which_rule_it_was(coarse: float, n_slices: int, reason: str) -> None:
+    _, why = target_spacing(np.array([[coarse, 1.0, 1.0]] * 2), np.array([[n_slices, 200.0, 200.0]] * 2))
+    assert reason in why
 
 
 def test_the_median_by_axis() -> None:
