@@ -16,7 +16,7 @@ def main() -> None:
     dice = {label: metrics["Dice"] for label, metrics in content["mean"].items()}
     print("mean Dice:", ", ".join(f"class {label} {value:.4f}" for label, value in dice.items()))
     assert sorted(content["members"]) == sorted(arguments.members), f"members: {sorted(content['members'])}"
-    assert len(dice) == len(content["labels"]) - 1, f"classes: {sorted(dice)}"
+    assert len(dice) == len(content["labels"]["names"]) - 1, f"classes: {sorted(dice)}"
     assert all(row["metrics"].keys() == dice.keys() for row in content["metric_per_case"])
     low = {label: value for label, value in dice.items() if value < arguments.dice}
     assert not low, f"below {arguments.dice}: {low}"
