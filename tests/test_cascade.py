@@ -81,6 +81,9 @@ def test_regions_are_scored_by_their_values_and_the_ignore_label_by_none(cascade
         counted = row["metrics"]["(1, 2, 3)"]
         assert sum(counted[name] for name in ("TP", "FP", "FN", "TN")) == (reference != 9).sum()
         assert counted["n_ref"] == np.isin(reference, (1, 2, 3)).sum()
+        predicted = np.asarray(nibabel.nifti1.load(cascade.folder / row["prediction_file"]).dataobj) > 0
+        assert (predicted & (reference == 9)).any()  # else nothing would be left out
+        assert counted["n_pred"] == (predicted & (reference != 9)).sum()
 
 
 def test_predictions_have_the_values_of_the_files_and_no_ignore_label(cascade: Project) -> None:

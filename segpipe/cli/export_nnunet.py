@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from segpipe.cli.predict import comma_separated
+from segpipe.cli.options import comma_separated
 from segpipe.interop.nnunet_export import export_model
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from segpipe.cli.options import comma_separated
 from segpipe.data import bids
 
 
@@ -10,17 +11,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("root", type=Path, metavar="BIDS_ROOT", help="folder with sub-*/ and derivatives/")
     parser.add_argument("--derivative", required=True, help="folder in derivatives/ with the label maps")
-    parser.add_argument("--suffix", required=True, type=_list, help="of the images, one per channel: T1w,T2w")
+    parser.add_argument("--suffix", required=True, type=comma_separated, help="of the images, one per channel: T1w,T2w")
     parser.add_argument("--label-suffix", default="dseg", help="of the label maps: dseg (default), or mask")
     parser.add_argument("--label-desc", help="entity desc of the label maps, where there are several kinds")
     parser.add_argument("--out", type=Path, required=True, help="the dataset: data/raw/Dataset123_Name")
-
-
-def _list(text: str) -> list[str]:
-    suffixes = [part.strip() for part in text.split(",") if part.strip()]
-    if not suffixes:
-        raise argparse.ArgumentTypeError("at least one")
-    return suffixes
 
 
 def run(args: argparse.Namespace) -> None:

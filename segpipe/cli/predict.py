@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from segpipe import device
+from segpipe.cli.options import comma_separated
 from segpipe.inference import models
 from segpipe.inference.predict_cases import Chosen, predict_folder
 
@@ -27,11 +28,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--step-size", type=_share, default=0.5, help="of the sliding window, as a share of the patch; default: 0.5"
     )
     parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps")
-
-
-def comma_separated(text: str) -> list[str]:
-    """Parts of an option that takes several values."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _share(text: str) -> float:
