@@ -107,6 +107,7 @@ DECIDING_MODULES = {
     "train": (
         "training/sampling.py",
         "training/intensity.py",
+        "training/held.py",
         "training/augment.py",
         "training/previous.py",
         "training/feed.py",

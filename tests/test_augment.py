@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
-from tiny import DATA, planned, random_case, stored_case
+from tiny import DATA, held_case, held_random_case, planned
 from torch.nn.functional import grid_sample
 
 from segpipe.training import augment, intensity
-from segpipe.training.augment import PADDING_LABEL, Geometry, augmented_patch, draw_mirror, draw_spatial, read_patch
+from segpipe.training.augment import Geometry, draw_mirror, draw_spatial, read_patch
+from segpipe.training.held import PADDING_LABEL, HeldCase
 from segpipe.training.sampling import Box, draw_box, generator
 
 ORACLE = np.load(DATA / "augment_oracle.npz")
@@ -130,12 +131,12 @@ def nnunet_crop(array, start, size, fill):
 @pytest.mark.parametrize("start", [(2, 3, 1), (-3, 1, 4), (9, -7, 8), (-6, -5, -6)])
 @pytest.mark.parametrize(("patch", "reach"), [((8, 8, 8), (13, 13, 13)), ((7, 6, 9), (12, 9, 14)), ((24, 20, 9),) * 2])
 def test_without_rotation_the_patch_is_the_exact_middle_of_its_box(start, patch, reach):
-    case = random_case((15, 17, 16), n_channels=2)
+    case = held_random_case((15, 17, 16), n_channels=2)
     image, label = read_patch(case, Box(start, reach), Geometry(patch, reach, False, 1.0, ()), None)
     first = [a + n // 2 - p // 2 for a, n, p in zip(start, reach, patch, strict=True)]
-    for channel, expected in zip(image.numpy(), case.image, strict=True):
+    for channel, expected in zip(image.numpy(), case.image.numpy(), strict=True):
         assert np.array_equal(channel, nnunet_crop(expected, first, patch, 0))
-    assert np.array_equal(label[0], nnunet_crop(case.label, first, patch, PADDING_LABEL))
+    assert np.array_equal(label[0], nnunet_crop(case.maps[0].numpy(), first, patch, PADDING_LABEL))
     assert image.dtype == torch.float32
     assert label.dtype == torch.int16
 
@@ -145,7 +146,7 @@ def test_rotation_and_scale_are_batchgeneratorsv2s(name):
     patch, box = SPATIAL[name]
     *angles, factor = ORACLE[f"{name}_parameters"]
     geometry = Geometry(patch, box, patch[0] == box[0], pi, ())
-    case = stored_case(ORACLE["image"][:, : box[0]], ORACLE["label"][: box[0]])
+    case = held_case(ORACLE["image"][:, : box[0]], ORACLE["label"][: box[0]])
     matrix = draw_spatial(Scripted(angles, factor), geometry)
     image, label = read_patch(case, Box((0, 0, 0), box), geometry, matrix)
     assert np.allclose(image, ORACLE[f"{name}_image"], atol=2e-5)
@@ -156,7 +157,7 @@ def test_rotation_and_scale_are_batchgeneratorsv2s(name):
 @pytest.mark.parametrize(("axes", "about"), [((1, 2), 0), ((0, 2), 1), ((0, 1), 2)])
 def test_quarter_turns_are_numpys(quarter, axes, about):
     edge = 10
-    case = random_case((edge,) * 3)
+    case = held_random_case((edge,) * 3)
     angles = [0.0] * 3
     angles[about] = quarter * pi / 2
     geometry = Geometry((edge,) * 3, (edge,) * 3, False, pi, ())
@@ -165,13 +166,13 @@ def test_quarter_turns_are_numpys(quarter, axes, about):
     # about Y nnU-Net counts angles the other way round
     turns = quarter if about == 1 else -quarter
     assert np.allclose(image[0], np.rot90(case.image[0], turns, axes), atol=1e-4)
-    assert np.array_equal(label[0], np.rot90(case.label, turns, axes))
+    assert np.array_equal(label[0], np.rot90(case.maps[0].numpy(), turns, axes))
 
 
 def test_a_factor_above_one_shrinks_the_object():
     label = np.zeros((24, 24, 24), int)
     label[8:16, 8:16, 8:16] = 1
-    case = stored_case(label[None], label)
+    case = held_case(label[None], label)
     geometry = Geometry((24,) * 3, (24,) * 3, False, pi, ())
     volumes = [
         int(read_patch(case, Box((0, 0, 0), (24,) * 3), geometry, np.eye(3) * factor)[1].eq(1).sum())
@@ -183,8 +184,8 @@ def test_a_factor_above_one_shrinks_the_object():
 
 def whole_box_reference(case, reach, geometry, matrix):
     """nnU-Net's way: cut the whole box out, then sample all of it; each label's mask as an image of its own."""
-    box = [nnunet_crop(channel, reach.start, reach.size, 0) for channel in case.image]
-    label = nnunet_crop(case.label, reach.start, reach.size, PADDING_LABEL)
+    box = [nnunet_crop(channel, reach.start, reach.size, 0) for channel in case.image.numpy()]
+    label = nnunet_crop(case.maps[0].numpy(), reach.start, reach.size, PADDING_LABEL)
     values = np.unique(label)
     channels = torch.from_numpy(np.stack([*box, *(label == value for value in values)]).astype(np.float32))
     lines = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in geometry.patch_size]
@@ -201,7 +202,7 @@ def whole_box_reference(case, reach, geometry, matrix):
 
 @pytest.mark.parametrize("patch", [(12, 10, 14), (4, 18, 16)])
 def test_reading_only_what_is_needed_changes_nothing(patch):
-    case, geometry = random_case((21, 26, 24), n_channels=2), Geometry.of(patch, None)
+    case, geometry = held_random_case((21, 26, 24), n_channels=2), Geometry.of(patch, None)
     drawn = [matrix for matrix in matrices(geometry, 60) if matrix is not None]
     assert len(drawn) > 12
     rng = np.random.default_rng(1)
@@ -218,9 +219,9 @@ def test_reading_only_what_is_needed_changes_nothing(patch):
 
 def test_a_rotated_patch_reads_less_than_its_box(monkeypatch):
     read, geometry = [], Geometry.of((16, 16, 16), None)
-    whole = augment._read
-    monkeypatch.setattr(augment, "_read", lambda case, box: read.append(box) or whole(case, box))
-    read_patch(random_case((40, 40, 40)), Box((4, 4, 4), geometry.reach), geometry, np.eye(3) * 0.8)
+    whole = HeldCase.read
+    monkeypatch.setattr(HeldCase, "read", lambda case, box: read.append(box) or whole(case, box))
+    read_patch(held_random_case((40, 40, 40)), Box((4, 4, 4), geometry.reach), geometry, np.eye(3) * 0.8)
     assert np.prod(read[0].size) < np.prod(geometry.reach) / 4
 
 
@@ -229,18 +230,30 @@ def test_labels_are_voted_for_not_interpolated(patch):
     """Between the classes 0 and 9 there is no 4; only what is there, or padding, comes out."""
     rng = np.random.default_rng(0)
     label = np.where(np.kron(rng.integers(0, 2, (6, 6, 6)), np.ones((4, 4, 4), int)) > 0, 9, 0)
-    case, geometry = stored_case(rng.normal(size=(1, 24, 24, 24)), label), Geometry.of(patch, None)
+    case, geometry = held_case(rng.normal(size=(1, 24, 24, 24)), label), Geometry.of(patch, None)
     for matrix in [matrix for matrix in matrices(geometry, 40) if matrix is not None]:
         _, voted = read_patch(case, Box((-2, 3, 1), geometry.reach), geometry, matrix)
         assert set(np.unique(voted)) <= {PADDING_LABEL, 0, 9}
         assert {0, 9} <= set(np.unique(voted))
 
 
+def augmented_patch(rng, case, box, geometry):
+    """A batch of one."""
+    drawn = augment.draw(rng, len(case.image), geometry)
+    image, maps = read_patch(case, box, geometry, drawn.matrix)
+    images, maps = augment.apply(image[None], maps[None], [drawn], geometry, [False] * len(image))
+    return images[0], maps[0]
+
+
 # ---- all together ----------------------------------------------------------------------------------------------------
 
 
 def test_a_sample_is_read_then_changed_then_mirrored(monkeypatch):
-    case, geometry, box = random_case((20, 20, 20), 2), Geometry.of((8, 8, 8), [0, 2]), Box((1, 2, 3), (14, 14, 14))
+    case, geometry, box = (
+        held_random_case((20, 20, 20), 2),
+        Geometry.of((8, 8, 8), [0, 2]),
+        Box((1, 2, 3), (14, 14, 14)),
+    )
     seen = []
     monkeypatch.setattr(intensity, "apply", lambda image, drawn, in_plane: seen.append(image) or image + 100)
     cases_seen = set()
@@ -262,7 +275,7 @@ def test_a_sample_is_read_then_changed_then_mirrored(monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 2, 3), (3, 50, 5), (9, 1, 40)])
 @pytest.mark.parametrize("patch", [(8, 8, 8), (4, 16, 16), (8, 8)])
 def test_volumes_of_any_size_can_be_read(shape, patch):
-    case, geometry = random_case(shape), Geometry.of(patch, None)
+    case, geometry = held_random_case(shape), Geometry.of(patch, None)
     margin = [outer - inner for outer, inner in zip(geometry.reach, geometry.patch_size, strict=True)]
     for step in range(150):
         rng = generator(0, 0, step, 0)
@@ -274,7 +287,7 @@ def test_volumes_of_any_size_can_be_read(shape, patch):
 
 def test_2d_patches_have_one_slice():
     geometry = Geometry.of(planned([8, 10]).patch_size, None)
-    case = random_case((5, 20, 20))
+    case = held_random_case((5, 20, 20))
     for step in range(10):
         image, label = augmented_patch(generator(0, 0, step, 0), case, Box((2, 1, 1), geometry.reach), geometry)
         assert image.shape == (1, 1, 8, 10)

@@ -9,7 +9,7 @@ import torch
 from memory import Cases, Store, feed
 from tiny import FOUR, labels_of, params, planned, random_case, stored_case
 
-from segpipe.training import previous
+from segpipe.training import augment, previous
 from segpipe.training.feed import Feed, ahead
 
 pytest_plugins = ["phantom_fixtures"]
@@ -213,7 +213,7 @@ def test_the_share_of_foreground_is_that_of_the_large_batch(monkeypatch, accumul
     drawn = []
     monkeypatch.setattr("segpipe.training.feed.draw_box", lambda rng, case, size, margin, force: drawn.append(force))
     monkeypatch.setattr(Feed, "geometry", feed().geometry)
-    monkeypatch.setattr("segpipe.training.feed.read_patch", lambda *_: torch.zeros(2, 1, 8, 8, 8))
+    monkeypatch.setattr("segpipe.training.augment.read_patch", lambda *_: torch.zeros(2, 1, 8, 8, 8))
     one = feed(train__accumulate=accumulate, train__augment=False)
     for number in range(accumulate):
         one.training(5 * accumulate + number)
@@ -267,21 +267,22 @@ def test_augmentation_can_be_switched_off():
 
 
 @pytest.mark.parametrize("mask", [[True, False], [False, True], [True, True], [False, False]])
-def test_channels_normalised_inside_the_mask_are_zero_outside(mask):
+def test_channels_normalised_inside_the_mask_are_zero_outside(mask, monkeypatch):
     plans = [
         replace(planned(), use_mask_for_norm=wanted, normalisation=["zscore"] * 2) for wanted in (mask, [False, False])
     ]
     one, plain = (feed(plan) for plan in plans)
+    seen = []
+    whole = augment.apply
+    monkeypatch.setattr(augment, "apply", lambda *given: seen.append(whole(*given)) or seen[-1])
     for step in range(12):
-        for sample in range(2):
-            image, label, _ = one._sample(0, step, sample, 2, sample == 1)
-            unmasked, _, _ = plain._sample(0, step, sample, 2, sample == 1)
-            outside = label < 0
-            assert torch.equal(image[:, ~outside], unmasked[:, ~outside])
-            for channel in range(2):
-                expected = torch.zeros(()) if mask[channel] else unmasked[channel][outside]
-                assert (image[channel][outside] == expected).all()
-            assert torch.equal(one.training(step).image[sample], image)
+        masked, unmasked = one.training(step).image, plain.training(step).image
+        outside = seen[-1][1][:, 0] < 0
+        for channel in range(2):
+            image, expected = masked[:, channel], unmasked[:, channel]
+            assert torch.equal(image[~outside], expected[~outside])
+            assert (image[outside] == (0 if mask[channel] else expected[outside])).all()
+    assert any((maps[:, 0] < 0).any() for _, maps in seen)
 
 
 def test_batches_of_a_real_store(prepared):

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy.stats import chisquare
-from tiny import labels_of, stored_case
+from tiny import held_case, labels_of
 
 from segpipe.training.sampling import (
     ORDER,
@@ -19,7 +19,7 @@ from segpipe.training.sampling import (
 
 
 def blank(*shape: int):
-    return stored_case(np.zeros((1, *shape)), np.zeros(shape, int))
+    return held_case(np.zeros((1, *shape)), np.zeros(shape, int))
 
 
 def test_numbers_depend_on_seed_stream_step_and_sample_and_on_nothing_else():
@@ -100,14 +100,14 @@ def organ_case():
     label[:8, 3:18, 4:18] = 1
     label[17, 0, 21] = 2
     label[10:13, 10:12, 10:12] = 3
-    return stored_case(np.zeros((1, *label.shape)), label)
+    return held_case(np.zeros((1, *label.shape)), label)
 
 
 def test_a_forced_box_is_centred_on_a_voxel_of_a_class_drawn_evenly():
     case, size = organ_case(), (6, 7, 8)
     # the box may start no lower than the volume, but may reach beyond its end
     starts = {
-        value: np.maximum(np.stack(np.unravel_index(voxels, case.label.shape), 1) - np.array(size) // 2, 0)
+        value: np.maximum(np.stack(np.unravel_index(voxels, case.shape), 1) - np.array(size) // 2, 0)
         for value, voxels in case.foreground.items()
     }
     rng, seen = generator(0, TRAINING, 0, 0), Counter()
@@ -115,7 +115,7 @@ def test_a_forced_box_is_centred_on_a_voxel_of_a_class_drawn_evenly():
         box = draw_box(rng, case, size, (0, 0, 0), force=True)
         centred = [value for value, possible in starts.items() if (possible == box.start).all(1).any()]
         assert centred
-        inside = case.label[tuple(slice(a, a + n) for a, n in zip(box.start, size, strict=True))]
+        inside = case.maps[0].numpy()[tuple(slice(a, a + n) for a, n in zip(box.start, size, strict=True))]
         assert all((inside == value).any() for value in centred)
         seen.update(centred)
     counts = [seen[value] for value in (1, 2, 3)]
@@ -140,7 +140,7 @@ def scribbled():
     label[9:12] = 0
     label[10, 3:8, 3:15] = 1
     label[11, 17, 18:] = 2
-    return stored_case(np.zeros((1, *label.shape)), label, labels)
+    return held_case(np.zeros((1, *label.shape)), label, labels)
 
 
 def centres(case, size, force, n=400):
@@ -152,14 +152,14 @@ def centres(case, size, force, n=400):
 
 def test_of_a_partly_annotated_case_any_box_is_centred_on_what_is_annotated():
     case = scribbled()
-    assert np.array_equal(np.sort(case.annotated), np.flatnonzero(case.label != 3))
-    found = Counter(int(case.label[voxel]) for voxel in centres(case, (4, 4, 4), False))
+    assert np.array_equal(np.sort(case.annotated), np.flatnonzero(case.maps[0].numpy() != 3))
+    found = Counter(int(case.maps[0].numpy()[voxel]) for voxel in centres(case, (4, 4, 4), False))
     assert set(found) <= {0, 1, 2}
     assert found[0] > 10 * found[1] > 0  # evenly over the voxels, not over the classes
 
 
 def test_a_forced_box_of_a_partly_annotated_case_is_centred_on_foreground():
-    found = Counter(int(scribbled().label[voxel]) for voxel in centres(scribbled(), (4, 4, 4), True))
+    found = Counter(int(scribbled().maps[0][voxel]) for voxel in centres(scribbled(), (4, 4, 4), True))
     assert set(found) == {1, 2}
     assert 0.5 < found[1] / found[2] < 2
 
@@ -172,7 +172,7 @@ def test_a_forced_box_without_foreground_is_centred_on_what_is_annotated():
 
 def test_a_case_that_nobody_annotated_is_cut_anywhere():
     labels = labels_of({"background": 0, "one": 1, "ignore": 2})
-    case, plain = stored_case(np.zeros((1, 9, 9, 9)), np.full((9, 9, 9), 2), labels), blank(9, 9, 9)
+    case, plain = held_case(np.zeros((1, 9, 9, 9)), np.full((9, 9, 9), 2), labels), blank(9, 9, 9)
     for force in (False, True):
         assert centres(case, (4, 4, 4), force) == centres(plain, (4, 4, 4), force)
 
@@ -183,8 +183,8 @@ def test_regions_are_drawn_evenly_however_they_overlap():
     label = np.zeros((20, 20, 20), int)
     label[5:15, 5:15, 5:15] = 1
     label[9, 9, 5:15] = 2
-    case = stored_case(np.zeros((1, *label.shape)), label, labels)
+    case = held_case(np.zeros((1, *label.shape)), label, labels)
     assert {index: len(voxels) for index, voxels in case.foreground.items()} == {1: 1000, 2: 10}
-    found = Counter(int(case.label[voxel]) for voxel in centres(case, (4, 4, 4), True, 1500))
+    found = Counter(int(case.maps[0].numpy()[voxel]) for voxel in centres(case, (4, 4, 4), True, 1500))
     # active itself, and a hundredth of whole
     assert chisquare([found[1], found[2]], [1500 * 0.495, 1500 * 0.505]).pvalue > 1e-3

@@ -20,6 +20,7 @@ from segpipe.params import Params
 from segpipe.prepare import fingerprint, planning, store
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import ANNOTATED, Store, StoredCase, foreground_locations
+from segpipe.training.held import HeldCase
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -104,6 +105,16 @@ def stored_case(
     annotated = classes.pop(ANNOTATED, np.empty(0, np.int64)) if labels.ignore is not None else None
     segmented = None if previous is None else previous.astype(np.int16)
     return StoredCase(image.astype(np.float32), label, classes, annotated, segmented)
+
+
+def held_case(*args: Any, **named: Any) -> HeldCase:
+    """A `stored_case` as a training holds it."""
+    return HeldCase.of(stored_case(*args, **named))
+
+
+def held_random_case(*args: Any, **named: Any) -> HeldCase:
+    """A `random_case` as a training holds it."""
+    return HeldCase.of(random_case(*args, **named))
 
 
 def random_case(shape: Sequence[int], n_channels: int = 1, seed: int = 0, labels: Labels = FOUR) -> StoredCase:

@@ -248,11 +248,11 @@ class Store:
         foreground = {int(value): group for value, group in zip(values, groups, strict=True)}
         ignoring = self.cases.labels.ignore is not None
         return StoredCase(
-            np.load(self.folder / f"{case}.image.npy", mmap_mode="r"),
-            np.load(self.folder / f"{case}.label.npy", mmap_mode="r"),
+            np.load(self.folder / f"{case}.image.npy", mmap_mode="c"),
+            np.load(self.folder / f"{case}.label.npy", mmap_mode="c"),
             {index: voxels for index, voxels in foreground.items() if index != ANNOTATED},
             foreground.get(ANNOTATED, np.empty(0, np.int64)) if ignoring else None,
-            np.load(self.folder / f"{case}.previous.npy", mmap_mode="r") if self.previous else None,
+            np.load(self.folder / f"{case}.previous.npy", mmap_mode="c") if self.previous else None,
         )
 
     def grid(self, case: str) -> Grid:

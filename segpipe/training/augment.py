@@ -11,18 +11,18 @@ segmented. 2d patches have one slice.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, pi, sin
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import grid_sample, pad
+from torch.nn.functional import grid_sample
 
-from segpipe.prepare.store import StoredCase
 from segpipe.training import intensity
+from segpipe.training.held import PADDING_LABEL, HeldCase
 from segpipe.training.sampling import Box
 
 DUMMY_2D_ABOVE = 3  # flat patches are rotated in plane only
-PADDING_LABEL = -1
 
 Generator = np.random.Generator
 Tensor = torch.Tensor
@@ -98,7 +98,7 @@ def _turn(angle: float) -> NDArray[np.float64]:
 
 
 def read_patch(
-    case: StoredCase, reach: Box, geometry: Geometry, matrix: NDArray[np.float64] | None
+    case: HeldCase, reach: Box, geometry: Geometry, matrix: NDArray[np.float64] | None
 ) -> tuple[Tensor, Tensor]:
     """Read image and maps of a patch from the middle of the box `reach`, rotated and scaled by `matrix`.
 
@@ -109,28 +109,15 @@ def read_patch(
         start = [
             a + edge // 2 - p // 2 for a, edge, p in zip(reach.start, reach.size, geometry.patch_size, strict=True)
         ]
-        return _read(case, Box(tuple(start), geometry.patch_size))
+        return case.read(Box(tuple(start), geometry.patch_size))
     # coordinates relative to the centre of the box; the corners of the patch bound what is read
     half = (np.array(geometry.patch_size) - 1) / 2
     extent = np.abs(matrix) @ half
     centre = (np.array(reach.size) - 1) / 2
     first = np.maximum(np.floor(centre - extent).astype(int) - 1, 0)
     last = np.minimum(np.ceil(centre + extent).astype(int) + 1, np.array(reach.size) - 1)
-    image, maps = _read(case, Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
+    image, maps = case.read(Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
     return _rotate(image, maps, geometry, matrix, centre - first)
-
-
-def _read(case: StoredCase, box: Box) -> tuple[Tensor, Tensor]:
-    """Read a box, padded where it reaches beyond the volume."""
-    shape = case.label.shape
-    inside = tuple(slice(max(a, 0), max(min(a + n, s), 0)) for a, n, s in zip(box.start, box.size, shape, strict=True))
-    image = torch.from_numpy(np.array(case.image[:, *inside]))
-    stored = [case.label] if case.previous is None else [case.label, case.previous]
-    maps = torch.from_numpy(np.stack([one[inside] for one in stored]))
-    sides = zip(box.start, box.size, inside, strict=True)
-    before_after = [(max(side.start - a, 0), max(a + n - max(side.stop, side.start), 0)) for a, n, side in sides]
-    padding = [width for pair in reversed(before_after) for width in pair]
-    return pad(image, padding), pad(maps, padding, value=PADDING_LABEL)
 
 
 def _rotate(
@@ -177,13 +164,38 @@ def draw_mirror(rng: Generator, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for axis in axes if rng.random() < 0.5)
 
 
-def augmented_patch(rng: Generator, case: StoredCase, reach: Box, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Draw everything, then read and transform one patch. The maps still hold PADDING_LABEL."""
+@dataclass(frozen=True)
+class Drawn:
+    """Everything that is random in one augmented sample; `matrix` is None where it is neither rotated nor scaled."""
+
+    matrix: NDArray[np.float64] | None
+    intensity: dict[str, Any]
+    mirror: tuple[int, ...]
+
+
+def draw(rng: Generator, n_channels: int, geometry: Geometry) -> Drawn:
+    """Draw one sample."""
     matrix = draw_spatial(rng, geometry)
     # 2d patches have no third axis to blur; flat 3d patches do (only their rotation and resolution are in plane)
-    drawn = intensity.draw(rng, len(case.image), 2 if geometry.patch_size[0] == 1 else 3)
-    axes = draw_mirror(rng, geometry.mirror_axes)
-    image, maps = read_patch(case, reach, geometry, matrix)
-    image = intensity.apply(image, drawn, geometry.in_plane)
-    flipped = [axis + 1 for axis in axes]
-    return image.flip(flipped), maps.flip(flipped)
+    drawn = intensity.draw(rng, n_channels, 2 if geometry.patch_size[0] == 1 else 3)
+    return Drawn(matrix, drawn, draw_mirror(rng, geometry.mirror_axes))
+
+
+def apply(
+    images: Tensor, maps: Tensor, drawn: Sequence[Drawn], geometry: Geometry, use_mask: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """What happens to a batch after it is read: intensities, mirroring, masks.
+
+    images : (B, C, Z, Y, X) float32; maps : (B, M, Z, Y, X) int16, the label first, still with PADDING_LABEL
+    use_mask : channels that were normalised inside the nonzero mask; they stay zero outside it, whatever was drawn
+    """
+    changed = [
+        intensity.apply(image, one.intensity, geometry.in_plane) for image, one in zip(images, drawn, strict=True)
+    ]
+    axes = [[axis + 1 for axis in one.mirror] for one in drawn]
+    images = torch.stack([image.flip(own) for image, own in zip(changed, axes, strict=True)])
+    maps = torch.stack([one.flip(own) for one, own in zip(maps, axes, strict=True)])
+    if any(use_mask):
+        outside = torch.tensor(use_mask).view(1, -1, 1, 1, 1) & (maps[:, :1] < 0)
+        images = images.masked_fill(outside, 0)
+    return images, maps

@@ -8,12 +8,14 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from segpipe.params import Train
 from segpipe.prepare.preprocess import one_hot
-from segpipe.prepare.store import Store, StoredCase
-from segpipe.training import previous
-from segpipe.training.augment import Geometry, augmented_patch, read_patch
+from segpipe.prepare.store import Store
+from segpipe.training import augment, previous
+from segpipe.training.augment import Drawn, Geometry
+from segpipe.training.held import HeldCase
 from segpipe.training.sampling import TRAINING, VALIDATION, Box, case_in_pass, draw_box, forced_foreground, generator
 
 
@@ -54,9 +56,9 @@ class Feed:
         return Geometry.of(self.store.planned.patch_size, self.settings.mirror_axes)
 
     @cached_property
-    def opened(self) -> dict[str, StoredCase]:
+    def opened(self) -> dict[str, HeldCase]:
         """All cases, memory-mapped: what is read stays in the page cache while memory allows."""
-        return {case: self.store.open(case) for case in sorted({*self.train_cases, *self.val_cases})}
+        return {case: HeldCase.of(self.store.open(case)) for case in sorted({*self.train_cases, *self.val_cases})}
 
     def training(self, number: int) -> Batch:
         """A training batch, counted from the start of the training; a step takes `accumulate` of them."""
@@ -70,36 +72,35 @@ class Feed:
         return self._batch(VALIDATION, number, range(n), n)
 
     def _batch(self, stream: int, step: int, numbers: range, n_in_step: int) -> Batch:
-        """The samples `numbers` of the `n_in_step` that a step takes in all."""
-        share = self.settings.oversample_foreground
-        samples = [self._sample(stream, step, i, n_in_step, forced_foreground(i, n_in_step, share)) for i in numbers]
-        image = torch.stack([image for image, _, _ in samples])
-        label = torch.stack([label for _, label, _ in samples]).clamp_min(0).long()
+        """The samples `numbers` of the `n_in_step` that a step takes in all: each drawn and read, then all at once."""
+        samples = [self._sample(stream, step, number, n_in_step) for number in numbers]
+        read = [augment.read_patch(self.opened[s.case], s.reach, self.geometry, s.matrix) for s in samples]
+        images, maps = (torch.stack(parts) for parts in zip(*read, strict=True))
+        drawn = [sample.drawn for sample in samples if sample.drawn is not None]
+        if drawn:
+            images, maps = augment.apply(images, maps, drawn, self.geometry, self.store.planned.use_mask_for_norm)
+        if maps.shape[1] > 1:
+            masks = [self._previous(one[1], s.rng if s.drawn else None) for one, s in zip(maps, samples, strict=True)]
+            images = torch.cat([images, torch.stack(masks)], 1)
+        label = maps[:, 0].clamp_min(0).long()
         if len(self.store.planned.patch_size) == 2:
-            image, label = image.squeeze(2), label.squeeze(1)
-        sources = [source for _, _, source in samples]
-        known = torch.stack([self._known(case) for case, _ in sources]) if self._partly_labelled else None
-        batch = Batch(image, label, known, sources)
+            images, label = images.squeeze(2), label.squeeze(1)
+        known = torch.stack([self._known(sample.case) for sample in samples]) if self._partly_labelled else None
+        batch = Batch(images, label, known, [(sample.case, sample.reach) for sample in samples])
         return batch.pinned() if self.pin else batch
 
-    def _sample(
-        self, stream: int, step: int, sample: int, n_in_step: int, force: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, Box]]:
-        rng = generator(self.settings.seed, stream, step, sample)
-        augment = self.settings.augment and stream == TRAINING
-        name = self._case(rng, stream, step * n_in_step + sample)
+    def _sample(self, stream: int, step: int, number: int, n_in_step: int) -> "_Sample":
+        """Draw a sample: its case, its place, what is done to it."""
+        rng = generator(self.settings.seed, stream, step, number)
+        is_augmented = self.settings.augment and stream == TRAINING
+        name = self._case(rng, stream, step * n_in_step + number)
         case = self.opened[name]
-        patch, reach = self.geometry.patch_size, self.geometry.reach if augment else self.geometry.patch_size
+        patch = self.geometry.patch_size
+        reach = self.geometry.reach if is_augmented else patch
         margin = [outer - inner for outer, inner in zip(reach, patch, strict=True)]
+        force = forced_foreground(number, n_in_step, self.settings.oversample_foreground)
         box = draw_box(rng, case, reach, margin, force)
-        if augment:
-            image, maps = augmented_patch(rng, case, box, self.geometry)
-            image = self._masked(image, maps[0])
-        else:
-            image, maps = read_patch(case, box, self.geometry, None)
-        if case.previous is not None:
-            image = torch.cat([image, self._previous(maps[1], rng if augment else None)])
-        return image, maps[0], (name, box)
+        return _Sample(name, box, augment.draw(rng, len(case.image), self.geometry) if is_augmented else None, rng)
 
     def _previous(self, segmented: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
         """A mask per class of what the stage before segmented in a patch; made worse where there is a generator."""
@@ -125,10 +126,20 @@ class Feed:
             return cases[case_in_pass(self.settings.seed, number, len(cases))]
         return cases[int(rng.integers(len(cases)))]
 
-    def _masked(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Channels that were normalised inside the nonzero mask stay zero outside it, whatever was drawn."""
-        use_mask = torch.tensor(self.store.planned.use_mask_for_norm).view(-1, 1, 1, 1)
-        return image.masked_fill(use_mask & (label < 0), 0) if use_mask.any() else image
+
+@dataclass(frozen=True)
+class _Sample:
+    """What was drawn for a sample. reach : the box that it may be read from; drawn : None without augmentation"""
+
+    case: str
+    reach: Box
+    drawn: Drawn | None
+    rng: np.random.Generator
+
+    @property
+    def matrix(self) -> NDArray[np.float64] | None:
+        """Of rotation and scale, if it is rotated or scaled."""
+        return None if self.drawn is None else self.drawn.matrix
 
 
 def ahead(batch_of: Callable[[int], Batch], numbers: range, depth: int, threads: int) -> Iterator[Batch]:

@@ -8,11 +8,10 @@ volume as far as it does there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from segpipe.prepare.store import StoredCase
 
 TRAINING, VALIDATION, ORDER, NETWORK = 0, 1, 2, 3  # independent streams of one seed
 
@@ -44,9 +43,23 @@ def forced_foreground(sample: int, batch_size: int, share: float) -> bool:
     return sample >= round(batch_size * (1 - share))
 
 
-def draw_box(
-    rng: np.random.Generator, case: StoredCase, size: Sequence[int], margin: Sequence[int], force: bool
-) -> Box:
+class Places(Protocol):
+    """What a case must say of itself for a place in it to be drawn."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(Z, Y, X)."""
+
+    @property
+    def foreground(self) -> dict[int, NDArray[np.int64]]:
+        """Class or region, counted from 1, to flat voxel indices; none is empty."""
+
+    @property
+    def annotated(self) -> NDArray[np.int64] | None:
+        """Flat indices of voxels that are annotated, or None where all are."""
+
+
+def draw_box(rng: np.random.Generator, case: Places, size: Sequence[int], margin: Sequence[int], force: bool) -> Box:
     """Draw a box of `size` voxels.
 
     margin : voxels by which a box may reach beyond the volume in total, so that borders are seen as often as the
@@ -55,7 +68,7 @@ def draw_box(
 
     Where only a part of a case is annotated, the other boxes are centred on an annotated voxel.
     """
-    shape = case.label.shape
+    shape = case.shape
     needed = [max(m, edge - n) for m, edge, n in zip(margin, size, shape, strict=True)]
     low = [-need // 2 for need in needed]
     high = [n + need // 2 + need % 2 - edge for n, need, edge in zip(shape, needed, size, strict=True)]
@@ -68,7 +81,7 @@ def draw_box(
     return Box(tuple(start), tuple(size))
 
 
-def _centres(rng: np.random.Generator, case: StoredCase, force: bool) -> NDArray[np.int64] | None:
+def _centres(rng: np.random.Generator, case: Places, force: bool) -> NDArray[np.int64] | None:
     """The voxels of which one becomes the centre of a box; None for a place without regard to the label."""
     if force and case.foreground:
         return case.foreground[int(rng.choice(list(case.foreground)))]
