@@ -1,4 +1,4 @@
-"""What several benchmarks share: what they ran on, medians with their spread, tables. Needs the standard library only."""
+"""What several benchmarks share: what they ran on, medians with their spread, tables. Standard library only."""
 
 import os
 import platform

@@ -1,0 +1,169 @@
+"""How fast are training steps, beside nnU-Net's, with equal plans and equal preprocessed cases?
+
+    python benchmarks/training_speed.py --nnunet-python /path/to/nnunet/bin/python [--device cuda]
+
+Each program is a process that stays; they are measured in turns, and stopped while the other is. Three numbers each:
+with real feeding (the training loop as it is), feeding alone (batches made and thrown away), compute alone (steps on
+one fixed batch). Warm-up is not counted. Host memory is the largest sum over a program's processes (PSS) while it
+trains. nnU-Net runs as its command runs it: on the CPU with all cores in float32, on CUDA with one thread beside its
+background processes, compiled; there it is measured not compiled as well.
+
+Prints tables and which targets are missed, keeps `results/training_speed_<device>.json`. Without --nnunet-python
+segpipe is measured alone.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import measuring
+import training_report
+from training_plans import DEFAULT, PLANS, Amount, Plan, project
+from training_side import Side, nnunet_prepare, nnunet_side, segpipe_side
+
+from segpipe import digest
+
+RESULTS = Path(__file__).with_name("results")
+MODES = ("real", "feed", "compute")
+SECONDS = {"cpu": 600.0, "cuda": 400.0}
+WARM_STEPS = {"cpu": 1, "cuda": 10}
+
+
+def measure(sides: list[Side], amount: Amount, device: str, end: float) -> dict[str, Any]:
+    """What each side says of itself, then its seconds per step by round, until the next one would end late."""
+    facts = {side.name: side.answer() for side in sides}
+    # what CUDA compiles and tunes takes a minute or more, in one thread
+    for together in [sides] if device == "cuda" else [[side] for side in sides]:
+        warm_up(together, WARM_STEPS[device])
+    seconds: dict[str, dict[str, list[float]]] = {side.name: {mode: [] for mode in MODES} for side in sides}
+    device_mib: dict[str, float | None] = {}
+    longest = 0.0
+    for number in range(amount.rounds):
+        began = time.monotonic()
+        if number and began + longest > end:
+            break
+        for mode in MODES:
+            for side in sides if number % 2 == 0 else sides[::-1]:
+                answer = side.ask(mode, getattr(amount, mode))
+                if answer is not None:
+                    seconds[side.name][mode].append(answer["seconds"])
+                    device_mib[side.name] = answer["device_mib"]
+        longest = max(longest, time.monotonic() - began)
+    return {
+        side.name: {
+            **(facts[side.name] or {}),
+            "error": side.error,
+            "seconds": {mode: measuring.spread(values) for mode, values in seconds[side.name].items() if values},
+            "host_peak_mib": side.peak_mib or None,
+            "device_peak_mib": device_mib.get(side.name),
+        }
+        for side in sides
+    }
+
+
+def warm_up(sides: list[Side], steps: int) -> None:
+    """Train, with nothing but memory noted, which would disturb the measurement."""
+    with ExitStack() as stack:
+        for side in sides:
+            stack.enter_context(side.watched())
+            side.tell("real", steps)
+        for side in sides:
+            side.answer()
+
+
+def start(args: argparse.Namespace, plan: Plan, folder: Path, dataset: Path, stack: ExitStack) -> list[Side]:
+    """The programs, with nothing measured yet."""
+    sides = []
+    if args.nnunet_python:
+        threads = args.threads if args.device == "cpu" else 1
+        for compiled in [None] if args.device == "cpu" else [None, False]:
+            given = (args.nnunet_python, dataset, plan.configuration, args.device, threads)
+            sides.append(nnunet_side(*given, compiled))
+    sides.append(segpipe_side(folder, plan.configuration))
+    for side in sides:
+        stack.callback(side.close)
+    return sides
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nnunet-python", type=Path, help="interpreter with nnunetv2 2.8; default: segpipe alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    titles = ", ".join(f"{key} {plan.title}" for key, plan in PLANS.items())
+    parser.add_argument("--plans", help=f"comma-separated: {titles}; default: all that the device can do")
+    parser.add_argument("--rounds", type=int, help="at most so many per plan")
+    parser.add_argument("--steps", type=int, help="timed per round and kind")
+    parser.add_argument(
+        "--seconds", type=float, help="for all plans together, which share it; a first round is complete"
+    )
+    parser.add_argument("--threads", type=int, default=measuring.n_cores(), help="of a step; default: all cores")
+    parser.add_argument("--work", type=Path, help="scratch folder; default: a temporary one")
+    parser.add_argument("--out", type=Path, help="JSON; default: results/training_speed_<device>.json")
+    return parser.parse_args()
+
+
+def amount_of(plan: Plan, args: argparse.Namespace) -> Amount:
+    """How much is measured, with what the command line changes."""
+    amount = plan.on[args.device]
+    if args.steps:
+        amount = replace(amount, real=args.steps, feed=args.steps, compute=args.steps)
+    return replace(amount, rounds=args.rounds) if args.rounds else amount
+
+
+def prepared(args: argparse.Namespace, keys: list[str], work: Path) -> dict[str, Path]:
+    """nnU-Net's dataset of each plan; segpipe's project is `work`/<plan>."""
+    with ThreadPoolExecutor(max(measuring.n_cores() // 2, 1)) as pool:
+        jobs = {key: pool.submit(project, PLANS[key], work / key, args.device, args.threads) for key in keys}
+    datasets = {key: job.result() for key, job in jobs.items()}
+    if args.nnunet_python and keys:
+        nnunet_prepare(args.nnunet_python, list(datasets.values()))
+    return datasets
+
+
+def run(args: argparse.Namespace, work: Path) -> None:
+    """All plans, the quick ones first; the file is written after each."""
+    end = time.monotonic() + (args.seconds or SECONDS[args.device])
+    wanted = args.plans.split(",") if args.plans else list(PLANS)
+    keys = [key for key in wanted if args.device in PLANS[key].on]
+    content: dict[str, Any] = {
+        "device": args.device,
+        "threads": args.threads,
+        "hardware": measuring.hardware(),
+        "nnunet": "measured" if args.nnunet_python else "not installed here: segpipe alone",
+        "not_measured": {PLANS[key].described: PLANS[key].instead[args.device] for key in wanted if key not in keys},
+        "plans": {},
+    }
+    datasets = prepared(args, keys, work)
+    for index, key in enumerate(keys):
+        shares = [PLANS[other].share for other in keys[index:]]
+        until = time.monotonic() + (end - time.monotonic()) * shares[0] / sum(shares)
+        print(f"{PLANS[key].described} ...", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        with ExitStack() as stack:
+            sides = start(args, PLANS[key], work / key, datasets[key], stack)
+            measured = measure(sides, amount_of(PLANS[key], args), args.device, until)
+        row = {"title": PLANS[key].described, "took_s": time.monotonic() - began, "sides": measured}
+        content["plans"][key] = row | training_report.compared(measured)
+        digest.write_json(args.out, content)
+    print(training_report.report(content))
+
+
+def main() -> None:
+    args = arguments()
+    args.out = args.out or RESULTS / f"training_speed_{args.device}.json"
+    args.plans = args.plans or ",".join(DEFAULT[args.device])
+    work = args.work or Path(tempfile.mkdtemp())
+    run(args, work)
+    if not args.work:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
