@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -28,6 +29,7 @@ FORMAT_VERSION = 1  # raised when files of an older version can no longer be rea
 PACKAGE = Path(__file__).parent
 LEFTOVER_AFTER_S = 3600
 REPORT_BYTES = 256  # of what a lock file says
+_listed: dict[Path, tuple[float, list[str]]] = {}  # of a folder: when it was listed, and the temporary names in it
 
 # The modules that decide each rule's result. An edit elsewhere never redoes the rule.
 READ_IMAGES = (
@@ -41,10 +43,9 @@ READ_IMAGES = (
     "data/formats/dicom.py",
     "data/image.py",
 )
+READ_CASES = (*READ_IMAGES, "data/labels.py", "data/cases.py")
 VALIDATE = (
-    *READ_IMAGES,
-    "data/labels.py",
-    "data/cases.py",
+    *READ_CASES,
     "prepare/spacing.py",
     "prepare/resample.py",
     "training/unet.py",
@@ -56,17 +57,15 @@ VALIDATE = (
     "evaluation/metrics.py",
     "evaluation/summary.py",
 )
-PREPROCESS = (
-    *READ_IMAGES,
-    "data/labels.py",
-    "data/cases.py",
-    "prepare/fingerprint.py",
+PREPARE_CASE = (
+    *READ_CASES,
+    "prepare/nonzero.py",
     "prepare/spacing.py",
     "prepare/normalise.py",
     "prepare/resample.py",
     "prepare/preprocess.py",
-    "prepare/store.py",
 )
+PREPROCESS = (*PREPARE_CASE, "prepare/store.py")
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
     "check": (
@@ -83,9 +82,8 @@ DECIDING_MODULES = {
         "data/check.py",
     ),
     "fingerprint": (
-        *READ_IMAGES,
-        "data/labels.py",
-        "data/cases.py",
+        *READ_CASES,
+        "prepare/nonzero.py",
         "prepare/normalise.py",
         "prepare/fingerprint.py",
     ),
@@ -111,6 +109,7 @@ DECIDING_MODULES = {
         "training/augment.py",
         "training/previous.py",
         "training/feed.py",
+        "training/execution.py",
         "training/unet.py",
         "training/resenc.py",
         "training/network.py",
@@ -127,9 +126,7 @@ DECIDING_MODULES = {
     "full_validation": ("inference/full_validation.py", *VALIDATE),  # a part of `train`, where it is asked for
     "validate": VALIDATE,
     "ensemble": (
-        *READ_IMAGES,
-        "data/labels.py",
-        "data/cases.py",
+        *READ_CASES,
         "inference/export.py",
         "inference/ensemble.py",
         "evaluation/metrics.py",
@@ -137,14 +134,7 @@ DECIDING_MODULES = {
     ),
     "crossval": ("evaluation/summary.py", "evaluation/crossval.py"),
     "predict": (
-        *READ_IMAGES,
-        "data/labels.py",
-        "data/cases.py",
-        "prepare/fingerprint.py",
-        "prepare/spacing.py",
-        "prepare/normalise.py",
-        "prepare/resample.py",
-        "prepare/preprocess.py",
+        *PREPARE_CASE,
         "training/unet.py",
         "training/resenc.py",
         "training/network.py",
@@ -221,11 +211,21 @@ def new_folder(path: Path) -> Iterator[Path]:
 def _temporary(path: Path) -> Path:
     """A name beside `path`, after removing what a killed process left under such a name an hour ago or more."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".*.tmp.{path.name}"):
+    for leftover in _left_beside(path):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AFTER_S:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp.{path.name}")
+
+
+def _left_beside(path: Path) -> list[Path]:
+    """Temporary names of a file. A folder is listed once an hour: it may hold the files of thousands of cases."""
+    now = time.monotonic()
+    listed_s, names = _listed.get(path.parent, (-math.inf, []))
+    if now - listed_s >= LEFTOVER_AFTER_S:
+        names = [name for name in os.listdir(path.parent) if name.startswith(".") and ".tmp." in name]
+        _listed[path.parent] = now, names
+    return [path.with_name(name) for name in names if name.endswith(f".tmp.{path.name}")]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -256,6 +256,24 @@ def test_what_a_killed_process_left_is_swept_up_when_it_is_old(
     assert (tmp_path / name).exists() == stays
 
 
+def test_a_folder_is_looked_through_once_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each file would take hours where there are the files of thousands of cases."""
+    listed, now_s = [], [0.0]
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or listdir(folder))
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    for name in "abc":
+        digest.write_text(tmp_path / name, "content")
+    assert listed == [tmp_path]
+    leftover = tmp_path / ".1-2.tmp.b"
+    leftover.touch()
+    os.utime(leftover, (0, 0))
+    now_s[0] += digest.LEFTOVER_AFTER_S
+    digest.write_text(tmp_path / "b", "new")
+    assert listed == [tmp_path] * 2
+    assert not leftover.exists()
+
+
 def test_json_is_valid_and_appears_at_once(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     digest.write_json(path, {"dice": 0.5, "none": None})

@@ -14,7 +14,8 @@ from segpipe import digest
 from segpipe.data import check
 from segpipe.data.cases import Cases
 from segpipe.prepare import fingerprint
-from segpipe.prepare.fingerprint import Intensities, bounding_box, channel_statistics, nonzero_mask
+from segpipe.prepare.fingerprint import Intensities, channel_statistics
+from segpipe.prepare.nonzero import bounding_box, fill_holes, nonzero
 
 RUNTIME = params().runtime
 
@@ -31,7 +32,7 @@ def hollow_box() -> NDArray[np.float32]:
 
 
 def test_holes_belong_to_the_mask() -> None:
-    mask = nonzero_mask(hollow_box())
+    mask = fill_holes(nonzero(hollow_box()))
     assert mask[2:7, 3:9, 4:10].all()
     assert mask.sum() == 5 * 6 * 6
     assert mask[4, 5, 6]  # in the hole
@@ -41,21 +42,35 @@ def test_holes_belong_to_the_mask() -> None:
 def test_a_cave_that_is_open_to_the_outside_does_not() -> None:
     image = hollow_box()
     image[0, 2, 5, 6] = 0
-    assert not nonzero_mask(image)[4, 5, 6]
+    assert not fill_holes(nonzero(image))[4, 5, 6]
 
 
 def test_holes_are_closed_in_three_dimensions() -> None:
     """A tunnel along one axis is a hole of every slice, but no hole of the volume."""
     image = np.ones((1, 5, 5, 5), np.float32)
     image[0, :, 2, 2] = 0
-    assert not nonzero_mask(image)[:, 2, 2].any()
+    assert not fill_holes(nonzero(image))[:, 2, 2].any()
     assert all(binary_fill_holes(slice_).all() for slice_ in image[0] != 0)
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.3, 0.5, 0.7, 1])
+def test_holes_are_those_that_scipy_fills(share: float) -> None:
+    mask = np.random.default_rng(1).random((12, 13, 14)) >= share
+    for turned in (mask, mask.transpose(2, 0, 1), mask[1:-1, ::2]):
+        np.testing.assert_array_equal(fill_holes(turned), binary_fill_holes(turned))
+
+
+def test_holes_reach_no_further_than_the_bounding_box() -> None:
+    mask = nonzero(hollow_box())
+    assert bounding_box(mask) == bounding_box(fill_holes(mask))
+    box = bounding_box(mask)
+    np.testing.assert_array_equal(fill_holes(mask[box]), fill_holes(mask)[box])
 
 
 def test_any_channel_counts() -> None:
     image = np.zeros((2, 4, 5, 6), np.float32)
     image[0, 1, 1, 1], image[1, 3, 2, 4] = -5, 1e-30
-    mask = nonzero_mask(image)
+    mask = nonzero(image)
     assert np.argwhere(mask).tolist() == [[1, 1, 1], [3, 2, 4]]
     assert bounding_box(mask) == (slice(1, 4), slice(1, 3), slice(1, 5))
 

@@ -273,9 +273,9 @@ def test_every_voxel_of_small_classes_is_kept() -> None:
     label = np.zeros((20, 20, 20), np.int16)
     label[0, 0, :3], label[5:15, 5:15, 5:15], label[19] = 2, 1, -1
     locations = foreground_locations(label, FOUR)
-    assert locations[:, 0].tolist() == [1] * 1000 + [2] * 3
-    np.testing.assert_array_equal(locations[:1000, 1], np.flatnonzero(label == 1))
-    np.testing.assert_array_equal(locations[1000:, 1], [0, 1, 2])
+    assert locations.keys() == {1, 2}
+    np.testing.assert_array_equal(locations[1], np.flatnonzero(label == 1))
+    np.testing.assert_array_equal(locations[2], [0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -285,23 +285,22 @@ def test_of_large_classes_a_share_is_kept(n_voxels: int, n_kept: int) -> None:
     label = np.zeros(n_voxels + 5, np.int16)
     label[:n_voxels] = 3
     locations = foreground_locations(label.reshape(1, 1, -1), FOUR)
-    assert len(locations) == n_kept
-    assert (locations[:, 0] == 3).all()
-    assert len(np.unique(locations[:, 1])) == n_kept
-    assert locations[:, 1].max() < n_voxels
-    np.testing.assert_array_equal(locations, foreground_locations(label.reshape(1, 1, -1), FOUR))
+    assert locations.keys() == {3}
+    assert len(locations[3]) == len(np.unique(locations[3])) == n_kept
+    assert locations[3].max() < n_voxels
+    np.testing.assert_array_equal(locations[3], foreground_locations(label.reshape(1, 1, -1), FOUR)[3])
 
 
 def test_a_share_is_drawn_from_everywhere() -> None:
     label = np.ones((100, 100, 30), np.int16)
-    z = foreground_locations(label, FOUR)[:, 1] // 3000
+    z = foreground_locations(label, FOUR)[1] // 3000
     counts = np.bincount(z, minlength=100)
     assert counts.min() > 50
     assert counts.max() < 150
 
 
 def test_without_foreground_there_is_none() -> None:
-    assert foreground_locations(np.full((3, 3, 3), -1, np.int16), FOUR).shape == (0, 2)
+    assert foreground_locations(np.full((3, 3, 3), -1, np.int16), FOUR) == {}
 
 
 def test_regions_have_voxels_of_all_their_values() -> None:
@@ -309,7 +308,7 @@ def test_regions_have_voxels_of_all_their_values() -> None:
     label = np.zeros((4, 4, 4), np.int16)
     label[0, 0], label[0, 0, 1], label[3] = 1, 2, -1
     locations = foreground_locations(label, labels)
-    assert locations.tolist() == [[1, 0], [1, 1], [1, 2], [1, 3], [2, 1]]
+    assert {index: voxels.tolist() for index, voxels in locations.items()} == {1: [0, 1, 2, 3], 2: [1]}
 
 
 def test_with_an_ignore_label_all_that_is_annotated_is_kept_as_well() -> None:
@@ -318,9 +317,7 @@ def test_with_an_ignore_label_all_that_is_annotated_is_kept_as_well() -> None:
     label = np.full((2, 2, 3), 2, np.int16)
     label[0, 0], label[1, 1, 2] = [0, 1, -1], 1
     locations = foreground_locations(label, labels)
-    assert locations[locations[:, 0] == ANNOTATED, 1].tolist() == [0, 1, 2, 11]
-    assert locations[locations[:, 0] == 1, 1].tolist() == [1, 11]
-    assert locations[:, 0].max() == 1
+    assert {index: voxels.tolist() for index, voxels in locations.items()} == {ANNOTATED: [0, 1, 2, 11], 1: [1, 11]}
 
 
 def test_of_what_is_annotated_a_share_is_kept() -> None:
@@ -328,9 +325,9 @@ def test_of_what_is_annotated_a_share_is_kept() -> None:
     label = np.zeros((30, 30, 30), np.int16)
     label[0] = 2
     locations = foreground_locations(label, labels)
-    assert (locations[:, 0] == ANNOTATED).all()
-    assert len(locations) == 10_000
-    assert locations[:, 1].min() >= 900
+    assert locations.keys() == {ANNOTATED}
+    assert len(locations[ANNOTATED]) == 10_000
+    assert locations[ANNOTATED].min() >= 900
 
 
 # the ignore label, a twin, the stage before
@@ -371,6 +368,66 @@ def test_a_configuration_that_prepares_its_cases_alike_has_the_same_files(folder
     folder.build()
     np.testing.assert_array_equal(stores["3d_cascade_fullres"].read("b").image, own.image)
     assert not np.array_equal(folder.ensure().read("b").image, own.image)
+
+
+def in_2d(folder: Folder) -> store.Store:
+    """A configuration `2d` with the same spacing within the slices."""
+    folder.plan["configurations"]["2d"] = {**folder.configuration, "spacing_mm": folder.configuration["spacing_mm"][1:]}
+    folder.save()
+    manifest = folder.manifest.parents[1] / "2d/manifest.json"
+    store.build(folder.cases(), folder.plan_path, "2d", manifest, RUNTIME)
+    return store.ensure(folder.cases(), folder.plan_path, manifest, RUNTIME)
+
+
+def test_2d_has_the_files_of_cases_whose_slices_are_not_resampled(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path, array in (("imagesTr/b_0000", image_array()), ("labelsTr/b", label_array())):
+        nifti(folder.root / f"{path}.nii.gz", array, (1, 0.8, 2))
+    folder.build()
+    with caplog.at_level(logging.INFO):
+        flat = in_2d(folder)
+    assert "2d: 1 cases preprocessed, 2 were there" in caplog.text
+    whole = folder.ensure()
+    same = {case for case in "abc" if (flat.folder / f"{case}.image.npy").samefile(whole.folder / f"{case}.image.npy")}
+    assert same == {"a", "c"}
+    for case in "abc":
+        volume, label = flat.cases.read_image(case), flat.cases.read_label(case)
+        expected = preprocess(volume.array, label, volume.spacing_mm, flat.plan, flat.planned)
+        np.testing.assert_array_equal(flat.read(case).image, expected.image)
+        assert flat.grid(case) == expected.grid
+    assert flat.grid("b").target_mm != whole.grid("b").target_mm
+
+
+@pytest.mark.parametrize("later", ["gone", "another"])
+def test_files_that_are_being_replaced_are_not_taken(
+    folder: Folder, later: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, taken = digest.link, []
+
+    def replaced_meanwhile(source: Path, target: Path) -> None:
+        link(source, target)
+        if not taken:
+            record = source.with_name(f"{source.name.split('.')[0]}.json")
+            np.save(source.with_name(source.name.replace("image", "label")), np.zeros(3))
+            record.unlink() if later == "gone" else digest.write_json(record, {"digest": "another"})
+        taken.append(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digest, "link", replaced_meanwhile)
+        flat = in_2d(folder)
+    assert taken
+    for case in "abc":
+        np.testing.assert_array_equal(flat.read(case).label, folder.ensure().read(case).label)
+        assert flat.read(case).label.shape == (7, 10, 9)
+
+
+def test_the_index_of_voxels_takes_four_bytes_each(folder: Folder) -> None:
+    stored = np.load(folder.files / "a.foreground.npy")
+    opened = folder.ensure().open("a").foreground
+    assert stored.dtype == np.int32
+    np.testing.assert_array_equal(stored, np.concatenate([opened[1], opened[2]]))
+    assert {voxels.dtype for voxels in opened.values()} == {np.dtype(np.int64)}
 
 
 class Cascade:

@@ -100,8 +100,7 @@ def stored_case(
 ) -> StoredCase:
     """A case in memory, with the index of voxels that preprocessing would store."""
     label = label.astype(np.int16)
-    locations = foreground_locations(label, labels)
-    classes = {int(value): locations[locations[:, 0] == value, 1] for value in np.unique(locations[:, 0])}
+    classes = foreground_locations(label, labels)
     annotated = classes.pop(ANNOTATED, np.empty(0, np.int64)) if labels.ignore is not None else None
     segmented = None if previous is None else previous.astype(np.int16)
     return StoredCase(image.astype(np.float32), label, classes, annotated, segmented)

@@ -1,6 +1,8 @@
 """What is worth knowing of a case beyond whether it can be used. Small: thousands of cases are kept at once."""
 
 import hashlib
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,8 @@ from numpy.typing import NDArray
 from segpipe.data.image import Volume
 from segpipe.data.labels import IGNORE, Labels
 
-SAMPLE = 1_000_000  # voxels that the quantiles of a channel are taken from
+SAMPLE = 20_000  # voxels that the quantiles of a channel are taken from: they are off by 0.2 % of the ranks
+COUNTED_AT_ONCE = 1_000_000  # voxels of a label map
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Channel:
     """Intensities of one channel, the padding around the image left out.
 
     file : which one of the case holds it
-    levels : 5 %, 50 % and 95 % quantiles of about a million voxels
+    levels : 5 %, 50 % and 95 % quantiles of evenly spaced voxels
     content : digest of the voxels
     """
 
@@ -97,7 +100,8 @@ def _padding(channels: list[NDArray[np.float32]]) -> NDArray[np.bool_] | None:
 
 
 def _channel(file: int, channel: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> Channel:
-    step = channel.size // SAMPLE | 1
+    # without a factor in common with an edge: a sample of some columns alone would be none of the volume
+    step = next(n for n in itertools.count(max(1, channel.size // SAMPLE)) if math.gcd(n, channel.size) == 1)
     sample = channel.reshape(-1)[::step]
     if padding is not None and not padding.all():
         sample = sample[~padding.reshape(-1)[::step]]
@@ -107,17 +111,19 @@ def _channel(file: int, channel: NDArray[np.float32], padding: NDArray[np.bool_]
 
 
 def _count(
-    label: NDArray[np.generic], padding: NDArray[np.bool_] | None, labels: Labels
+    label: NDArray[np.integer], padding: NDArray[np.bool_] | None, labels: Labels
 ) -> tuple[NDArray[np.int64], int]:
-    """Voxels by the training's value, and labelled ones in the padding; slice by slice, to save memory."""
-    counts = np.zeros(len(labels.file_values) + 1, np.int64)  # the first one is of values that no class has
-    outside = 0
-    for index, plane in enumerate(label):
-        values = labels.from_files(plane)
-        counts += np.bincount(values.ravel() + 1, minlength=len(counts))
+    """Voxels by the training's value, and labelled ones in the padding; some slices at a time, to save memory."""
+    counts = np.zeros(len(labels.file_values), np.int64)
+    outside, step = 0, max(1, COUNTED_AT_ONCE // label[0].size)
+    for start in range(0, len(label), step):
+        values = labels.from_files(label[start : start + step])
+        counts += np.bincount(values[values > 0], minlength=len(counts))
+        counts[0] += np.count_nonzero(values == 0)
         if padding is not None:
-            outside += int(np.count_nonzero((values > 0) & (values != labels.ignore) & padding[index]))
-    return counts[1:], outside
+            labelled = (values > 0) & (values < labels.n_values)
+            outside += int(np.count_nonzero(labelled & padding[start : start + step]))
+    return counts, outside
 
 
 def _labelled(voxels: NDArray[np.int64] | None, labels: Labels) -> int:

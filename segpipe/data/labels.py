@@ -57,19 +57,29 @@ class Labels:
         """Values that a segmentation may have: 0 to n_values - 1. The ignore label is none of them."""
         return len(self.file_values) - (self.ignore is not None)
 
+    @cached_property
+    def _counts_from_zero(self) -> bool:
+        """Whether the files have the values of the training."""
+        return self.file_values == tuple(range(len(self.file_values)))
+
     def key(self, name: str) -> str:
         """How summary.json calls a class, as nnU-Net does: "1", or "(1, 2)" for a region; in the files' values."""
         values = tuple(self.file_values[value] for value in self.names[name])
         return str(values[0]) if len(values) == 1 else str(values)
 
     def from_files(self, array: NDArray[np.integer]) -> NDArray[np.int16]:
-        """A label map as read, in the training's values. Values that no class has become -1."""
-        low, high = min(int(array.min(initial=0)), 0), max(int(array.max(initial=0)), *self.file_values)
+        """A label map as read, in the training's values; the same array where nothing changes.
+
+        Values that no class has become -1.
+        """
+        low, high = int(array.min(initial=0)), int(array.max(initial=0))
+        if self._counts_from_zero and low == 0 and high < len(self.file_values):
+            return array.astype(np.int16, copy=False)
+        high = max(high, *self.file_values)
         table = np.full(high - low + 1, -1, np.int16)
         for value, in_files in enumerate(self.file_values):
             table[in_files - low] = value
-        mapped: NDArray[np.int16] = table[array.astype(np.int64) - low]
-        return mapped
+        return np.stack([table[plane.astype(np.int64) - low] for plane in array])  # in planes: they are 8 bytes a voxel
 
     def of_binary(self, array: NDArray[np.integer]) -> NDArray[np.integer]:
         """A label map as read; a mask of 0 and 255, as many programs save it, as 0 and 1.
@@ -84,7 +94,7 @@ class Labels:
 
     def to_files(self, array: NDArray[np.integer]) -> NDArray[np.integer]:
         """A segmentation in the files' values."""
-        if self.file_values == tuple(range(len(self.file_values))):
+        if self._counts_from_zero:
             return array
         mapped: NDArray[np.integer] = np.array(self.file_values)[array]
         return mapped

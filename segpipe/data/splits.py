@@ -3,13 +3,13 @@
 nnU-Net's is that of nnunetv2/utilities/crossval_split.py.
 """
 
+import importlib
 from collections import Counter
 from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from segpipe import digest
 from segpipe.data import given_splits
@@ -90,15 +90,18 @@ def draw(
     kind = settings.group if groups else "case"
     of_case = np.array([groups[case] if groups else case for case in ids.tolist()])
     _require_enough(len(set(of_case)), f"{kind}s", settings.n_folds, where)
-    how = {"n_splits": settings.n_folds, "shuffle": True, "random_state": settings.seed}
     if strata is None:
         units = np.unique(of_case)
-        sides = [np.isin(of_case, units[val]) for _, val in KFold(**how).split(units)]
+        # scikit-learn's KFold, whose import takes more than a second
+        order = np.random.RandomState(settings.seed).permutation(len(units))
+        sides = [np.isin(of_case, units[part]) for part in np.array_split(order, settings.n_folds)]
     else:
+        sklearn = importlib.import_module("sklearn.model_selection")
+        how = {"n_splits": settings.n_folds, "shuffle": True, "random_state": settings.seed}
         labels = [strata[case] for case in ids.tolist()]
         largest = max(Counter(labels).values())
         _require_enough(largest, f"cases of the largest {settings.stratify}", settings.n_folds, where)
-        folds = StratifiedGroupKFold(**how) if groups else StratifiedKFold(**how)
+        folds = sklearn.StratifiedGroupKFold(**how) if groups else sklearn.StratifiedKFold(**how)
         sides = [np.isin(np.arange(len(ids)), val) for _, val in folds.split(ids, labels, of_case if groups else None)]
     for number, side in enumerate(sides):
         _require_enough(int(side.sum()), f"cases that fold {number} validates", 1, where)

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes
 
 from segpipe import digest
 from segpipe.data.cases import Cases
 from segpipe.params import Runtime
+from segpipe.prepare.nonzero import bounding_box, nonzero
 from segpipe.prepare.normalise import moments
 
 log = getLogger(__name__)
@@ -27,26 +27,6 @@ log = getLogger(__name__)
 KEPT_VALUES = 5_000_000  # of all cases and channels together, for the percentiles
 PERCENTILES = {"percentile_00_5": 0.005, "median": 0.5, "percentile_99_5": 0.995}
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-
-Box = tuple[slice, slice, slice]
-
-
-def nonzero_mask(image: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where any channel differs from zero, holes filled. image : (C, Z, Y, X); returns (Z, Y, X)."""
-    nonzero = image[0] != 0
-    for channel in image[1:]:
-        nonzero |= channel != 0
-    mask: NDArray[np.bool_] = binary_fill_holes(nonzero)
-    return mask
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """The smallest box around a mask; the whole volume where the mask is empty."""
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, mask.shape[axis]))
-    return box[0], box[1], box[2]
 
 
 @dataclass(frozen=True)
@@ -105,12 +85,13 @@ def analyse(cases: Cases, case: str, offset: float, n_kept: int) -> CaseStatisti
     """Read one case, crop it to its nonzero region, sum up its foreground. For `offset`, `n_kept`: `Intensities.of`."""
     volume = cases.read_image(case)
     image = volume.array.astype(np.float32, copy=False)
-    box = bounding_box(nonzero_mask(image))
+    box = bounding_box(nonzero(image))
     shape = tuple(side.stop - side.start for side in box)
+    # the ignore label, the highest value, is no foreground (nnU-Net's documentation says so, its code counts it in)
     label = cases.read_label(case)[box]
-    # the ignore label is no foreground (nnU-Net's documentation says so, its code counts it in)
-    foreground = (label > 0) & (label != cases.labels.ignore)
-    channels = [Intensities.of(channel[box][foreground], n_kept, offset) for channel in image if foreground.any()]
+    foreground = np.flatnonzero((label > 0) & (label < cases.labels.n_values))
+    inside = (channel[box].ravel()[foreground] for channel in image if len(foreground))
+    channels = [Intensities.of(values, n_kept, offset) for values in inside]
     return CaseStatistics(volume.spacing_mm, shape, math.prod(shape) / math.prod(volume.shape), channels)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.data.labels import Labels
-from segpipe.prepare.fingerprint import bounding_box, nonzero_mask
+from segpipe.prepare.nonzero import bounding_box, fill_holes, nonzero
 from segpipe.prepare.normalise import normalise
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.resample import resample_image, resample_label, separate_axis
@@ -93,25 +93,39 @@ def preprocess(
     """
     forward = plan["transpose_forward"]
     image = image.transpose(0, *(axis + 1 for axis in forward))
-    mask = nonzero_mask(image)
+    mask = nonzero(image)
     box = bounding_box(mask)
     from_mm = tuple(spacing_mm[axis] for axis in forward)
-    # 2d: slices are never resampled, so they keep their distance
-    target_mm = (*from_mm[: 3 - len(configuration.spacing_mm)], *configuration.spacing_mm)
+    target_mm = case_target_mm(spacing_mm, forward, configuration)
     crop = tuple((side.start, side.stop) for side in box)
     grid = Grid(mask.shape, crop, from_mm, target_mm, tuple(plan["transpose_backward"]))
     image, mask = image[:, *box], mask[box]
     shape = resampled_shape(mask.shape, grid.spacing_mm, grid.target_mm)
     separate = separate_axis(grid.spacing_mm, grid.target_mm)
+    # only labels and masked statistics ask for what lies inside
+    inside = fill_holes(mask) if label is not None or any(configuration.use_mask_for_norm) else mask
     # without an annotation the stage before says what else is not empty, as in nnU-Net, which takes it for one
     known = previous if label is None else label
-    inside = mask if known is None else mask | (known.transpose(forward)[box] != 0)
+    if known is not None:
+        inside = inside | (known.transpose(forward)[box] != 0)
     resampled = np.empty((len(image), *shape), np.float32)
     for target, channel in zip(resampled, _normalised(image, inside, plan, configuration), strict=True):
         target[:] = resample_image(channel[None], shape, separate)[0]
     if label is not None:
-        label = resample_label(np.where(inside, label.transpose(forward)[box], np.int16(OUTSIDE)), shape, separate)
+        label = np.where(inside, label.transpose(forward)[box], np.int16(OUTSIDE))
+        label = resample_label(np.ascontiguousarray(label), shape, separate)
     return Prepared(resampled, label, grid, None if previous is None else on_grid(previous, grid))
+
+
+def case_target_mm(
+    spacing_mm: Sequence[float], forward: Sequence[int], configuration: Configuration
+) -> tuple[float, ...]:
+    """The spacing that a case is resampled to, in the plan's order of axes: in 2d its slices keep their distance.
+
+    spacing_mm : (Z, Y, X) of the file; forward : the plan's `transpose_forward`
+    """
+    of_plan = configuration.spacing_mm
+    return *(spacing_mm[axis] for axis in forward[: 3 - len(of_plan)]), *of_plan
 
 
 def on_grid(previous: NDArray[np.int16], grid: Grid) -> NDArray[np.int16]:

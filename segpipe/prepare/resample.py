@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import zoom
 
 from segpipe.prepare.spacing import ANISOTROPY
 
@@ -39,6 +38,8 @@ def separate_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> in
 @functools.lru_cache(maxsize=256)
 def spline_matrix(n_in: int, n_out: int, order: int) -> Image:
     """(n_out, n_in): interpolates along one axis with edge voxels repeated, as skimage.transform.resize does."""
+    from scipy.ndimage import zoom  # noqa: PLC0415  # a tenth of a second that only other spacings need
+
     zooms = [n_out / n_in, 1.0]
     matrix = zoom(np.eye(n_in), zooms, order=order, mode="nearest", grid_mode=True)  # type: ignore[call-overload]
     return np.asarray(matrix, np.float32)

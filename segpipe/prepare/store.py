@@ -5,6 +5,7 @@ deletes them. Each case carries the digest of what determines it: a case that is
 `ensure` makes the ones that are missing (a fresh clone, a temporary DVC experiment).
 """
 
+import itertools
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 from segpipe.prepare import plan as plan_module
 from segpipe.prepare.plan import Configuration
-from segpipe.prepare.preprocess import Grid, Prepared, on_grid, preprocess
+from segpipe.prepare.preprocess import Grid, Prepared, case_target_mm, on_grid, preprocess
 
 log = getLogger(__name__)
 
@@ -93,7 +94,7 @@ def _case_digest(cases: Cases, case: str, plan: dict[str, Any], configuration: s
     settings = [
         plan["transpose_forward"],
         plan["intensities"] if "ct" in planned.normalisation else None,
-        planned.spacing_mm,
+        case_target_mm(cases.entry(case)["spacing_mm"], plan["transpose_forward"], planned),
         planned.normalisation,
         planned.use_mask_for_norm,
         cases.labels.to_json(),
@@ -112,13 +113,12 @@ def _make(store: "Store", runtime: Runtime) -> None:
     with digest.exclusive(folder.parent / ".lock", f"preprocessing {store.configuration}"):
         missing = [case for case in wanted if _stored_digest(folder, case) != wanted[case]]
         with ThreadPoolExecutor(store.cases.at_once(runtime.threads)) as pool:
-            for job in [pool.submit(_make_case, store, case) for case in missing]:
-                job.result()
+            linked = sum([job.result() for job in [pool.submit(_make_case, store, case) for case in missing]])
             for job in [pool.submit(_make_previous, store, case) for case in store.previous]:
                 job.result()
     if missing:
-        done = len(wanted) - len(missing)
-        log.info("%s: %d cases preprocessed, %d were there", store.configuration, len(missing), done)
+        made = len(missing) - linked
+        log.info("%s: %d cases preprocessed, %d were there", store.configuration, made, len(wanted) - made)
 
 
 def _stored_digest(folder: Path, case: str) -> str | None:
@@ -127,32 +127,46 @@ def _stored_digest(folder: Path, case: str) -> str | None:
     return digest.read_json(folder / f"{case}.json")["digest"] if whole else None
 
 
-def _make_case(store: "Store", case: str) -> None:
+def _make_case(store: "Store", case: str) -> bool:
+    """Make the files of a case; True where those of another configuration are the same."""
     folder = store.folder
     # the record goes first and comes last: without it the arrays count as missing
     (folder / f"{case}.json").unlink(missing_ok=True)
     if _link_twin(store, case):
-        return
+        return True
     volume, label = store.cases.read_image(case), store.cases.read_label(case)
     image = volume.array.astype(np.float32, copy=False)
     prepared = preprocess(image, label, volume.spacing_mm, store.plan, store.planned)
     assert prepared.label is not None
     _save(folder / f"{case}.image.npy", prepared.image)
     _save(folder / f"{case}.label.npy", prepared.label)
-    _save(folder / f"{case}.foreground.npy", foreground_locations(prepared.label, store.cases.labels))
-    digest.write_json(folder / f"{case}.json", {"digest": store.wanted[case], "grid": asdict(prepared.grid)})
+    foreground = foreground_locations(prepared.label, store.cases.labels)
+    small = np.int32 if prepared.label.size <= np.iinfo(np.int32).max else np.int64
+    _save(folder / f"{case}.foreground.npy", np.concatenate([np.empty(0, small), *foreground.values()], dtype=small))
+    record = {
+        "digest": store.wanted[case],
+        "grid": asdict(prepared.grid),
+        "foreground": [[index, len(voxels)] for index, voxels in foreground.items()],
+    }
+    digest.write_json(folder / f"{case}.json", record)
+    return False
 
 
 def _link_twin(store: "Store", case: str) -> bool:
-    """Take the files of another configuration that prepares its cases alike: a cascade has those of 3d_fullres.
+    """Take the files of another configuration that prepares the case alike: a cascade has those of 3d_fullres, and so
+    has 2d where the slices lie as far apart as 3d_fullres resamples them.
 
-    Files are replaced, never written again, so both may have the same.
+    Files are replaced, never written again, so both may have the same. While they are replaced their record is gone:
+    it is linked last, so that it does not come with arrays of another digest.
     """
     for folder in store.folder.parents[1].glob("*/cases"):
         if folder != store.folder and _stored_digest(folder, case) == store.wanted[case]:
-            for part in PARTS:
-                digest.link(folder / f"{case}.{part}", store.folder / f"{case}.{part}")
-            return True
+            try:
+                for part in PARTS:
+                    digest.link(folder / f"{case}.{part}", store.folder / f"{case}.{part}")
+            except FileNotFoundError:
+                continue
+            return _stored_digest(store.folder, case) == store.wanted[case]
     return False
 
 
@@ -183,23 +197,26 @@ def _save(path: Path, array: NDArray[np.generic]) -> None:
         np.save(file, array)
 
 
-def foreground_locations(label: NDArray[np.int16], labels: Labels, seed: int = 1234) -> NDArray[np.int64]:
-    """(N, 2): class and flat voxel index, sorted by class; a random part of large classes.
+def foreground_locations(label: NDArray[np.int16], labels: Labels, seed: int = 1234) -> dict[int, NDArray[np.int64]]:
+    """Class to sorted flat indices of its voxels; a random part of large classes. No class is empty.
 
     Classes or regions are counted from 1 in the order of `labels.foreground`. With an ignore label 0 stands for all
     voxels that are annotated, background as well (data_loader.py of nnU-Net centres patches on them).
     """
     rng = np.random.default_rng(seed)
-    masks = [(index, belongs(label, values)) for index, values in enumerate(labels.foreground.values(), 1)]
+    found: dict[int, NDArray[np.int64]] = {}
     if labels.ignore is not None:
-        masks.insert(0, (ANNOTATED, label != labels.ignore))
-    rows = []
-    for index, mask in masks:
-        voxels = np.flatnonzero(mask)
-        count = max(min(MIN_LOCATIONS, len(voxels)), int(np.ceil(len(voxels) * MIN_COVERAGE)))
-        chosen = voxels if count == len(voxels) else np.sort(rng.choice(voxels, count, replace=False))
-        rows.append(np.stack([np.full(count, index, np.int64), chosen], axis=1))
-    return np.concatenate(rows) if rows else np.empty((0, 2), np.int64)
+        found[ANNOTATED] = _some(np.flatnonzero(label != labels.ignore), rng)
+    voxels = np.flatnonzero(label > 0)  # a small part of most volumes, so looking at it for each class is cheap
+    values = label[np.unravel_index(voxels, label.shape)]
+    for index, of_class in enumerate(labels.foreground.values(), 1):
+        found[index] = _some(voxels[belongs(values, of_class)], rng)
+    return {index: chosen for index, chosen in found.items() if len(chosen)}
+
+
+def _some(voxels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    count = max(min(MIN_LOCATIONS, len(voxels)), int(np.ceil(len(voxels) * MIN_COVERAGE)))
+    return voxels if count == len(voxels) else np.sort(rng.choice(voxels, count, replace=False))
 
 
 @dataclass(frozen=True)
@@ -242,10 +259,10 @@ class Store:
 
     def open(self, case: str) -> StoredCase:
         """Map a case for reading patches."""
-        locations = np.load(self.folder / f"{case}.foreground.npy")
-        values, starts = np.unique(locations[:, 0], return_index=True)
-        groups = np.split(locations[:, 1], starts[1:]) if len(values) else []
-        foreground = {int(value): group for value, group in zip(values, groups, strict=True)}
+        voxels = np.load(self.folder / f"{case}.foreground.npy").astype(np.int64)
+        counts = self._record(case)["foreground"]
+        ends = itertools.accumulate(count for _, count in counts)
+        foreground = {index: voxels[end - count : end] for (index, count), end in zip(counts, ends, strict=True)}
         ignoring = self.cases.labels.ignore is not None
         return StoredCase(
             np.load(self.folder / f"{case}.image.npy", mmap_mode="c"),
@@ -257,7 +274,11 @@ class Store:
 
     def grid(self, case: str) -> Grid:
         """The way back of a stored case."""
-        return Grid.from_json(digest.read_json(self.folder / f"{case}.json")["grid"])
+        return Grid.from_json(self._record(case)["grid"])
+
+    def _record(self, case: str) -> dict[str, Any]:
+        record: dict[str, Any] = digest.read_json(self.folder / f"{case}.json")
+        return record
 
     def read(self, case: str) -> Prepared:
         """A whole case with its way back."""

@@ -1,8 +1,10 @@
 """NIfTI-1 and NIfTI-2 in one file, packed or not."""
 
 import gzip
+import math
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -26,7 +28,7 @@ def read(path: Path, as_label: bool) -> Stored:
 
     Raises SegpipeError where the file cannot be read whole or holds no real numbers in two to four dimensions.
     """
-    nifti = _decode(path)
+    nifti, voxels = _decode(path)
     if nifti.get_data_dtype().kind not in "iuf":
         raise SegpipeError(
             problem(
@@ -37,7 +39,7 @@ def read(path: Path, as_label: bool) -> Stored:
                 cure="convert the file",
             )
         )
-    return Stored(_channels_first(path, np.asanyarray(nifti.dataobj)), _grid(nifti))
+    return Stored(_channels_first(path, voxels), _grid(nifti))
 
 
 def grid(path: Path) -> Grid:
@@ -74,7 +76,7 @@ def encode(path: Path, label: NDArray[np.generic], like: Grid) -> bytes:
     return gzip.compress(data, compresslevel=6, mtime=0) if path.name.lower().endswith(".gz") else data
 
 
-def _decode(path: Path) -> Nifti1Image:
+def _decode(path: Path) -> tuple[Nifti1Image, NDArray[np.generic]]:
     """Read the whole file, so that a bad checksum or a missing end is an error here and not wrong voxels later."""
     try:
         raw = path.read_bytes()
@@ -82,10 +84,14 @@ def _decode(path: Path) -> Nifti1Image:
             raw = gzip.decompress(raw)
         kind = Nifti2Image if raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else Nifti1Image
         nifti = kind.from_bytes(raw)
-        np.asanyarray(nifti.dataobj[..., -1:] if nifti.shape else nifti.dataobj)
+        stored: Any = nifti.dataobj
+        needed = stored.offset + math.prod(map(int, stored.shape)) * stored.dtype.itemsize
+        if needed > len(raw):  # asked before so much memory is taken
+            raise EOFError(f"{len(raw)} of {needed} bytes")
+        voxels = np.asanyarray(stored)
     except (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
         raise unreadable(path, error, "a whole NIfTI file") from None
-    return nifti
+    return nifti, voxels
 
 
 def _channels_first(path: Path, array: NDArray[np.generic]) -> NDArray[np.generic]:
