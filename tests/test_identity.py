@@ -137,7 +137,8 @@ def test_the_weights_of_the_full_validation_count_by_themselves(of):
         {"runtime__feed_threads": 3},
         {"runtime__prefetch": 9},
         {"runtime__pin_memory": False},
-        {"runtime__compile": True},
+        {"runtime__compile": "fused"},
+        {"runtime__channels_last": True},
         {"runtime__checkpoint_every": 7},
         {"runtime__disable_checkpointing": True},
         {"validate__step_size": 0.7},
@@ -247,6 +248,6 @@ def test_code_of_the_validation_counts_where_it_decides_what_is_best(of, monkeyp
 def test_every_module_that_decides_a_training_is_in_its_digest():
     """All of segpipe/training but what watches and keeps."""
     watches_and_keeps = {"__init__", "job", "identity", "model", "checkpoint", "curves", "interrupt", "divergence"}
-    watches_and_keeps |= {"check", "failures", "messages"}
+    watches_and_keeps |= {"check", "failures", "messages", "tiers"}
     modules = {path.stem for path in (digest.PACKAGE / "training").glob("*.py")} - watches_and_keeps
     assert {f"training/{name}.py" for name in modules} == set(digest.DECIDING_MODULES["train"])

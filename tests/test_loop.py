@@ -384,7 +384,7 @@ def test_threads_that_prepare_batches_change_nothing(unthreaded, threads, prefet
 @pytest.mark.parametrize("threads", [0, 3])
 def test_an_error_in_a_feeding_thread_ends_the_training(threads):
     one, before = training(runtime__feed_threads=threads), threading.active_count()
-    del one.feed.store.content["c1"]
+    del one.feed.held.cases["c1"]
     with pytest.raises(KeyError, match="c1"):
         run(one)
     assert threading.active_count() == before
@@ -707,7 +707,7 @@ def without_loss(epochs, **changes):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_validation_loss_that_is_no_number_does_not_exist(value):
     one = training()
-    one.loss = lambda outputs, label, elsewhere, known: outputs[0].mean() + value
+    one.objective = lambda outputs, label, elsewhere, known: outputs[0].mean() + value
     assert validated(one)["val_loss"] is None
 
 

@@ -163,7 +163,7 @@ def test_the_nearest_valid_key_is_suggested(message: Callable[..., str], key: st
         ("train.optimiser", None, "valid dictionary"),
         ("train.freeze", "encoder.*", "valid list"),
         ("train.callbacks", None, "valid list"),
-        ("runtime.compile", 1, "valid boolean"),
+        ("runtime.compile", True, "'auto', 'never', 'fused' or 'graphs'"),
         ("train.mirror_axes", 0, "valid list"),
         ("train", None, "valid dictionary"),
         ("plan.overrides", [1], "valid dictionary"),

@@ -100,12 +100,6 @@ def test_memory_is_pinned_where_it_helps_and_is_wanted():
     assert not mps.training(None, lambda: None).feed.pin
 
 
-def test_the_network_is_compiled_where_that_is_wanted(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function))
-    assert training(runtime__compile=True).forward == ("compiled", outputs)
-    assert training(runtime__compile=False).forward is outputs
-
-
 HALF, FULL = torch.bfloat16, torch.float32
 
 

@@ -117,9 +117,11 @@ class Runtime(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")]
     threads: Count | None
     feed_threads: Annotated[int, Field(ge=0)] | None
+    feeding: Literal["auto", "device", "host", "file"]
     prefetch: Count
     pin_memory: bool
-    compile: bool
+    compile: Literal["auto", "never", "fused", "graphs"]
+    channels_last: bool
     checkpoint_every: Count
     disable_checkpointing: bool
 

@@ -6,6 +6,7 @@ weights load.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from segpipe.prepare.plan import Configuration
@@ -20,10 +21,13 @@ class MeanPool(nn.Module):
         self.stride = tuple(stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) to (B, C, ... / stride)."""
+        """(B, C, ...) to (B, C, ... / stride), in the same layout."""
+        channels_last = not x.is_contiguous()
         for axis, step in enumerate(self.stride, start=2):
             if step > 1:
                 x = x.unflatten(axis, (-1, step)).mean(axis + 1)
+        if channels_last:
+            return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
         return x
 
 

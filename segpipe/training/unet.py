@@ -13,6 +13,28 @@ from segpipe.prepare.plan import Configuration
 NEGATIVE_SLOPE = 1e-2
 
 
+class _AnyLayout:
+    """Instance norm that leaves the layout as it is: torch's turns channels-last feature maps into contiguous ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) to the same shape, type and layout."""
+        if x.is_contiguous():
+            result: Tensor = super().forward(x)  # type: ignore[misc]
+            return result
+        variance, mean = torch.var_mean(x.float(), tuple(range(2, x.ndim)), correction=0, keepdim=True)
+        shape = (-1, *(1,) * (x.ndim - 2))
+        scale = (variance + self.eps).rsqrt() * self.weight.view(shape)  # type: ignore[attr-defined]
+        return ((x.float() - mean) * scale + self.bias.view(shape)).to(x.dtype)  # type: ignore[attr-defined]
+
+
+class InstanceNorm2d(_AnyLayout, nn.InstanceNorm2d):
+    """Of (B, C, Y, X)."""
+
+
+class InstanceNorm3d(_AnyLayout, nn.InstanceNorm3d):
+    """Of (B, C, Z, Y, X)."""
+
+
 class ConvBlock(nn.Module):
     """Convolution, instance norm, leaky ReLU; the stride is in the convolution."""
 
@@ -27,7 +49,7 @@ class ConvBlock(nn.Module):
         nonlinear: bool = True,
     ) -> None:
         super().__init__()
-        conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if len(kernel) == 3 else (nn.Conv2d, nn.InstanceNorm2d)
+        conv, norm = (nn.Conv3d, InstanceNorm3d) if len(kernel) == 3 else (nn.Conv2d, InstanceNorm2d)
         padding = tuple((edge - 1) // 2 for edge in kernel)
         self.conv = conv(n_in, n_out, tuple(kernel), tuple(stride), padding, bias=bias)  # type: ignore[arg-type]
         self.norm = norm(n_out, eps=1e-5, affine=True)

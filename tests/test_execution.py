@@ -1,0 +1,204 @@
+"""Layout and compilation change how a network runs, never what it computes."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from memory import setup, training, weights
+from tiny import params, planned
+from torch import nn
+
+from segpipe.training import execution
+from segpipe.training.execution import Execution
+from segpipe.training.loop import train_step
+from segpipe.training.network import create, outputs
+
+CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
+
+
+def chosen(device, monkeypatch=None, can_compile=True, **changes):
+    if monkeypatch:
+        monkeypatch.setattr(execution, "can_compile", lambda: can_compile)
+    settings = params(**changes)
+    return Execution.of(settings.runtime, settings.train, device)
+
+
+# the choice
+
+
+@pytest.mark.parametrize(
+    ("device", "can_compile", "changes", "compiled"),
+    [
+        (CUDA, True, {}, "fused"),
+        (CUDA, False, {}, "never"),
+        (CUDA, True, {"train__deterministic": True}, "never"),
+        (CPU, True, {}, "never"),
+        (MPS, True, {}, "never"),
+        (CUDA, True, {"runtime__compile": "never"}, "never"),
+        (CUDA, True, {"runtime__compile": "graphs"}, "graphs"),
+        (CUDA, True, {"runtime__compile": "graphs", "train__accumulate": 2}, "fused"),
+        (CPU, True, {"runtime__compile": "graphs"}, "fused"),
+        (CPU, False, {"runtime__compile": "fused"}, "fused"),
+    ],
+)
+def test_what_is_compiled(monkeypatch, device, can_compile, changes, compiled):
+    assert chosen(device, monkeypatch, can_compile, **changes).compiled == compiled
+
+
+def test_graphs_that_cannot_be_are_said_to_be_none(caplog):
+    chosen(CPU, runtime__compile="graphs")
+    assert "fused instead of graphs" in caplog.text
+
+
+def test_compiling_needs_triton_and_a_c_compiler(monkeypatch):
+    monkeypatch.setattr(execution.importlib.util, "find_spec", lambda name: object() if name == "triton" else None)
+    monkeypatch.setattr(execution.shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
+    assert execution.can_compile()
+    monkeypatch.setattr(execution.shutil, "which", lambda name: None)
+    assert not execution.can_compile()
+    monkeypatch.setattr(execution.shutil, "which", lambda name: "/bin/gcc")
+    monkeypatch.setattr(execution.importlib.util, "find_spec", lambda name: None)
+    assert not execution.can_compile()
+
+
+# the layout
+
+
+@pytest.mark.parametrize("architecture", ["plain", "resenc"])
+@pytest.mark.parametrize("patch", [[16, 16, 16], [16, 24]])
+def test_channels_last_computes_the_same(architecture, patch):
+    plan = replace(planned(patch), architecture=architecture)
+    plain, last = (training(plan, runtime__channels_last=wanted) for wanted in (False, True))
+    memory_format = torch.channels_last if len(patch) == 2 else torch.channels_last_3d
+    seen = []
+    for name, module in last.network.named_modules():
+        # oneDNN puts out of a kernel of one voxel, as in a skip, what it likes
+        if "skip" not in name and isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d | nn.LeakyReLU):
+            module.register_forward_hook(lambda module, given, out: seen.append(out))
+    for step in range(3):
+        losses = [float(train_step(one, step, [one.feed.training(step)])) for one in (plain, last)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.allclose(weights(plain.network), weights(last.network), atol=2e-5)
+    assert all(out.is_contiguous(memory_format=memory_format) for out in seen)
+    assert not all(out.is_contiguous() for out in seen)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7, 8), (3, 4, 9, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_instance_norm_in_any_layout_is_torchs(shape, dtype):
+    n_axes = len(shape) - 2
+    plan = planned([8] * n_axes)
+    norm = next(m for m in create(1, 2, plan, None).modules() if isinstance(m, nn.InstanceNorm2d | nn.InstanceNorm3d))
+    own = type(norm)(shape[1], eps=norm.eps, affine=True)
+    torchs = (nn.InstanceNorm3d if n_axes == 3 else nn.InstanceNorm2d)(shape[1], eps=norm.eps, affine=True)
+    for module in (own, torchs):
+        nn.init.normal_(module.weight, generator=torch.Generator().manual_seed(1))
+        nn.init.normal_(module.bias, generator=torch.Generator().manual_seed(2))
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 5).to(dtype)
+    last = x.to(memory_format=torch.channels_last_3d if n_axes == 3 else torch.channels_last)
+    assert not last.is_contiguous()
+    result = own(last)
+    assert result.dtype == dtype
+    assert result.stride() == last.stride()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.04
+    assert torch.allclose(result.float(), torchs(x.float()), atol=tolerance)
+    assert torch.equal(own(x), torchs(x))
+
+
+def test_the_running_mean_and_the_optimiser_take_over_the_layout():
+    one = training(runtime__channels_last=True, train__ema__decay=0.9)
+    train_step(one, 0, [one.feed.training(0)])
+    kernels = [p for p in one.network.parameters() if p.ndim == 5 and not p.is_contiguous()]
+    assert kernels
+    averaged = dict(one.averaged.named_parameters())
+    for name, parameter in one.network.named_parameters():
+        if parameter.grad is not None and parameter.shape[2:].numel() > 1:
+            assert averaged[name].stride() == parameter.stride()
+            assert one.optimiser.state[parameter]["momentum_buffer"].stride() == parameter.stride()
+
+
+# compiling
+
+
+def test_a_compiled_step_computes_the_same(monkeypatch):
+    """Captured and differentiated as for CUDA; the code generator, which takes half a minute here, is left out."""
+    compiler, graphs = torch.compile, []
+
+    def traced(function, mode=None):
+        graphs.append(function)
+        return compiler(function, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    plan = replace(planned([8, 8]), strides=[[1, 1], [2, 2]])
+    plan = replace(plan, features_per_stage=[4, 8], kernel_sizes=[[3, 3]] * 2, n_conv_per_stage=[1, 1])
+    plan = replace(plan, n_conv_per_stage_decoder=[1])
+    plain, fused = (training(plan, runtime__compile=how) for how in ("never", "fused"))
+    assert plain.forward is outputs
+    assert graphs == [outputs, fused.loss]
+    for step in range(2):
+        losses = [float(train_step(one, step, [one.feed.training(step)])) for one in (plain, fused)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.allclose(weights(plain.network), weights(fused.network), atol=1e-5)
+
+
+def failing(error):
+    def call(*args):
+        raise error
+
+    return call
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_written(monkeypatch, caplog):
+    calls = []
+
+    def compiler(function, mode=None):
+        return failing(torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no compiler"), None))
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    automatic = Execution(channels_last=False, compiled="fused", falls_back=True)
+    function = automatic._as_chosen(lambda *args: calls.append(args) or "done", None)
+    with caplog.at_level(logging.WARNING):
+        assert [function(1), function(2)] == ["done", "done"]
+    assert calls == [(1,), (2,)]
+    assert caplog.text.count("not compiled") == 1
+    asked = Execution(channels_last=False, compiled="fused", falls_back=False)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+        asked._as_chosen(print, None)()
+
+
+def test_other_errors_of_a_compiled_function_are_not_swallowed(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: failing(torch.OutOfMemoryError("full")))
+    automatic = Execution(channels_last=False, compiled="fused", falls_back=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        automatic._as_chosen(print, None)()
+
+
+def test_each_step_begins_anew_for_graphs(monkeypatch):
+    began = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: began.append(1))
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)
+    for compiled, times in (("fused", 0), ("graphs", 3)):
+        one = replace(training(), execution=Execution(False, compiled, False))
+        for step in range(3):
+            train_step(one, step, [one.feed.training(step)])
+        assert len(began) == times
+
+
+# no waiting for the device
+
+
+def test_a_step_asks_nothing_of_the_device(monkeypatch):
+    """Tensors on `meta` have no values: whatever would wait for one, on CUDA, fails here."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **named: nullcontext())  # which knows no device meta
+    one = setup()
+    meta = replace(one, network=one.network.to("meta")).training(None, lambda: None)
+    meta.device = torch.device("meta")
+    batch = meta.feed.training(0)
+    on_meta = replace(batch, image=batch.image.to("meta"), label=batch.label.to("meta"))
+    assert meta.length.steps_per_epoch > 2  # the last step of an epoch waits
+    loss = train_step(meta, 0, [on_meta])
+    assert loss.device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        float(loss)
