@@ -4,8 +4,11 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from logging import getLogger
+from pathlib import Path, PurePosixPath
 
+import psutil
 import torch
 
 from segpipe.errors import SegpipeError, problem
@@ -16,6 +19,8 @@ log = getLogger(__name__)
 # glibc's mallopt parameters (malloc.h)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 HEAP_RESERVE_BYTES = 256 * 2**20
+# of a job's memory, by the controller in /proc/self/cgroup ("" in version 2): folder, limit, what counts as taken
+LIMITS = {"": ("", "memory.max", "anon"), "memory": ("memory", "memory.limit_in_bytes", "total_rss")}
 MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to be asked for infinity
 
 
@@ -123,3 +128,31 @@ def _computes_bf16(device: torch.device) -> bool:
         with open("/proc/cpuinfo") as file:
             return any("avx512_bf16" in line or "amx_bf16" in line for line in file)
     return False
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a CUDA device; what other processes hold is not free."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def available_bytes() -> int:
+    """Main memory that this process may still take: of the machine's, and of its job's.
+
+    A job that takes more than its limit (Slurm, a container) is killed without a word.
+    """
+    left = _left_by_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return max(0, min([psutil.virtual_memory().available, *left]))
+
+
+def _left_by_limits(own: Path, mounted: Path) -> Iterator[int]:
+    """What each limit on this process and on the groups above it leaves. Caches do not count: the kernel drops them."""
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controller, path = line.split(":", 2)
+        if controller not in LIMITS:
+            continue
+        folder, limit, taken = LIMITS[controller]
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+            files = mounted / folder / group.relative_to("/")
+            if (files / limit).exists() and (text := (files / limit).read_text().strip()) != "max":
+                stat = dict(line.split() for line in (files / "memory.stat").read_text().splitlines())
+                yield int(text) - int(stat[taken])

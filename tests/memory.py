@@ -10,6 +10,7 @@ from torch import nn
 
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import StoredCase
+from segpipe.training import tiers
 from segpipe.training.feed import Feed
 from segpipe.training.loop import Training, fit
 from segpipe.training.setup import Setup
@@ -41,7 +42,14 @@ def store(plan: Configuration | None = None, n_cases: int = 4, shape: tuple[int,
 
 def feed(plan: Configuration | None = None, shape: tuple[int, ...] = (20, 20, 20), **changes: Any) -> Feed:
     """Four training and two validation cases; `changes` name settings as `train__seed`."""
-    return Feed(store(plan, 6, shape), ["c0", "c1", "c2", "c3"], ["c4", "c5"], params(**changes).train, pin=False)
+    return feed_of(store(plan, 6, shape), **changes)
+
+
+def feed_of(content: Store, on: str = "cpu", **changes: Any) -> Feed:
+    """The same of a store of six cases."""
+    settings = params(**changes)
+    held = tiers.hold(content, [f"c{i}" for i in range(6)], settings, torch.device(on))
+    return Feed(content, ["c0", "c1", "c2", "c3"], ["c4", "c5"], settings.train, held)
 
 
 def setup(plan: Configuration | None = None, **changes: Any) -> Setup:

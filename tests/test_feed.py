@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from memory import Cases, Store, feed
+from memory import Cases, Store, feed, feed_of
 from tiny import FOUR, labels_of, params, planned, random_case, stored_case
 
-from segpipe.training import augment, previous
+from segpipe.training import augment, previous, tiers
 from segpipe.training.feed import Feed, ahead
 
 pytest_plugins = ["phantom_fixtures"]
@@ -150,16 +150,6 @@ def test_training_and_validation_see_their_own_cases_evenly():
     assert min(counts) > 75 - 4 * np.sqrt(75)
 
 
-def test_only_pinned_batches_are_put_into_page_locked_memory(monkeypatch):
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self)
-    plain, other = feed(), feed()
-    plain.training(0), plain.validation(0)
-    assert pinned == []
-    assert same(replace(other, pin=True).training(0), plain.training(0))
-    assert pinned == [(2, 1, 8, 8, 8), (2, 8, 8, 8)]
-
-
 # which cases
 
 
@@ -286,9 +276,10 @@ def test_channels_normalised_inside_the_mask_are_zero_outside(mask, monkeypatch)
 
 
 def test_batches_of_a_real_store(prepared):
-    settings = params().train
+    settings = params()
     cases = prepared.cases.training
-    batch = Feed(prepared.store, cases[:3], cases[3:], settings, pin=False).training(0)
+    held = tiers.hold(prepared.store, cases, settings, torch.device("cpu"))
+    batch = Feed(prepared.store, cases[:3], cases[3:], settings.train, held).training(0)
     assert batch.image.shape == (2, 1, 16, 16, 16)
     assert set(batch.label.unique().tolist()) <= {0, 1, 2, 3}
     assert {name for name, _ in batch.sources} <= set(cases[:3])
@@ -302,8 +293,8 @@ def cascade(labels=FOUR, segmented=lambda case: case.label, **changes):
     plan = planned([8, 8, 8], previous_stage="3d_lowres")
     cases = [random_case((20, 20, 20), 2, seed, labels) for seed in range(6)]
     content = {f"c{i}": replace(case, previous=segmented(case).astype(np.int16)) for i, case in enumerate(cases)}
-    store = Store(content=content, planned=plan, cases=Cases(labels=labels, channel_names=["a", "b"], partly={}))
-    return Feed(store, ["c0", "c1", "c2", "c3"], ["c4", "c5"], params(**changes).train, pin=False)
+    cases = Cases(labels=labels, channel_names=["a", "b"], partly={})
+    return feed_of(Store(content=content, planned=plan, cases=cases), **changes)
 
 
 def without_change(monkeypatch):
@@ -328,9 +319,8 @@ def test_each_class_of_the_stage_before_is_an_input(monkeypatch):
 
 def test_the_image_and_the_label_are_those_of_a_training_without_a_stage_before():
     one = cascade()
-    plain = cascade()
-    for name, case in plain.store.content.items():
-        plain.store.content[name] = replace(case, previous=None)
+    content = {name: replace(case, previous=None) for name, case in one.store.content.items()}
+    plain = feed_of(Store(content=content, planned=one.store.planned, cases=one.store.cases))
     for step in range(20):
         batch, expected = one.training(step), plain.training(step)
         assert torch.equal(batch.image[:, :2], expected.image)
@@ -389,6 +379,7 @@ def test_the_ignore_label_stays_in_the_label():
     one.store.cases.labels = labels
     for name in one.store.content:
         one.store.content[name] = stored_case(rng.normal(size=(1, 20, 20, 20)), label, labels)
+    one = feed_of(one.store)
     found = torch.cat([one.training(step).label for step in range(5)])
     assert set(found.unique().tolist()) == {0, 1, 2, 3}
 

@@ -135,6 +135,7 @@ def test_the_weights_of_the_full_validation_count_by_themselves(of):
         {"runtime__device": "cuda"},
         {"runtime__threads": 2},
         {"runtime__feed_threads": 3},
+        {"runtime__feeding": "host"},
         {"runtime__prefetch": 9},
         {"runtime__pin_memory": False},
         {"runtime__compile": "fused"},

@@ -8,10 +8,11 @@ import torch
 from memory import TRAIN, VAL, run, setup, store, training, weights
 from tiny import params, planned
 
+from segpipe import device
 from segpipe.errors import SegpipeError
-from segpipe.training import checkpoint
+from segpipe.training import checkpoint, tiers
 from segpipe.training.network import outputs
-from segpipe.training.setup import FEED_THREADS, Setup
+from segpipe.training.setup import Setup
 
 
 def refused(make=setup, **changes):
@@ -72,10 +73,18 @@ def test_the_loss_is_one_dice_per_batch_where_the_plan_says_so():
     assert not training().loss.joint
 
 
-def on_cuda(**changes):
-    """What would be made for a CUDA device; the network stays where it is."""
-    one = setup(**changes)
-    return replace(one, device=torch.device("cuda")).training(None, lambda: None)
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Makes what would be made for a CUDA device that has room for all; the network stays where it is."""
+
+    def make(**changes):
+        one = setup(**changes)
+        return replace(one, device=torch.device("cuda")).training(None, lambda: None)
+
+    monkeypatch.setattr(device, "free_bytes", lambda on: 10**12)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda on: f"stream of {on}")
+    monkeypatch.setattr(tiers, "_bring", lambda stored, place: stored)
+    return make
 
 
 def test_fp16_is_scaled_and_not_fused():
@@ -86,18 +95,36 @@ def test_fp16_is_scaled_and_not_fused():
     assert training(planned((16, 16, 16)), train__precision="bf16").optimiser.defaults["fused"]
 
 
-@pytest.mark.parametrize(("feed_threads", "on_cpu", "elsewhere"), [(None, 0, FEED_THREADS), (0, 0, 0), (2, 2, 2)])
-def test_feeding_threads_are_those_of_the_settings_or_fit_the_device(feed_threads, on_cpu, elsewhere):
-    assert training(runtime__feed_threads=feed_threads).feed_threads == on_cpu
-    assert on_cuda(runtime__feed_threads=feed_threads).feed_threads == elsewhere
+@pytest.mark.parametrize(
+    ("feeding", "wanted", "threads"),
+    [("auto", None, 1), ("device", None, 1), ("host", None, 4), ("file", None, 4), ("auto", 0, 0), ("file", 2, 2)],
+)
+def test_feeding_threads_are_those_of_the_settings_or_fit_what_they_do(feeding, wanted, threads, on_cuda):
+    assert on_cuda(runtime__feeding=feeding, runtime__feed_threads=wanted).feed_threads == threads
 
 
-def test_memory_is_pinned_where_it_helps_and_is_wanted():
-    assert not training(runtime__pin_memory=True).feed.pin
-    assert on_cuda(runtime__pin_memory=True).feed.pin
-    assert not on_cuda(runtime__pin_memory=False).feed.pin
+@pytest.mark.parametrize(("wanted", "threads"), [(None, 0), (0, 0), (2, 2)])
+def test_on_the_cpu_the_training_feeds_itself_unless_told_otherwise(wanted, threads):
+    assert training(runtime__feed_threads=wanted).feed_threads == threads
+
+
+def test_batches_are_made_beside_the_training_on_cuda_alone(on_cuda):
+    assert on_cuda().feed.stream == "stream of cuda"
+    assert training().feed.stream is None
+
+
+def test_memory_is_pinned_where_it_helps_and_is_wanted(on_cuda):
+    assert not training(runtime__pin_memory=True).feed.held.place.pin
+    assert on_cuda(runtime__pin_memory=True).feed.held.place.pin
+    assert not on_cuda(runtime__pin_memory=False).feed.held.place.pin
     mps = replace(setup(runtime__pin_memory=True), device=torch.device("mps"))
-    assert not mps.training(None, lambda: None).feed.pin
+    assert not mps.training(None, lambda: None).feed.held.place.pin
+
+
+def test_the_cases_of_the_fold_and_no_others_are_held():
+    one = setup()
+    one.store.content["elsewhere"] = one.store.content["c0"]
+    assert sorted(one.training(None, lambda: None).feed.held.cases) == sorted([*TRAIN, *VAL])
 
 
 HALF, FULL = torch.bfloat16, torch.float32

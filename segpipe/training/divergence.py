@@ -65,7 +65,9 @@ def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
     longer those it had, and those of the last checkpoint are written instead.
     """
     k = training.settings.accumulate
-    batches = [training.feed.training(number) for number in range(found.step * k, (found.step + 1) * k)]
+    batches = [
+        training.feed.training(number).on(training.device) for number in range(found.step * k, (found.step + 1) * k)
+    ]
     sources = [source for batch in batches for source in batch.sources]
     content: dict[str, Any] = {
         "epoch": found.epoch,

@@ -1,9 +1,14 @@
-"""Batches, ahead of time: a batch is a pure function of its step, so any number of threads may prepare them."""
+"""Batches, ahead of time: a batch is a pure function of its step, so any number of threads may prepare them.
+
+On CUDA they are made on the device, on a stream beside that of the training. Nothing there waits for the device: the
+training's stream waits for the event that ends a batch.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from segpipe.params import Train
-from segpipe.prepare.preprocess import one_hot
 from segpipe.prepare.store import Store
 from segpipe.training import augment, previous
 from segpipe.training.augment import Drawn, Geometry
-from segpipe.training.held import HeldCase
 from segpipe.training.sampling import TRAINING, VALIDATION, Box, case_in_pass, draw_box, forced_foreground, generator
+from segpipe.training.tiers import Held
 
 
 @dataclass(frozen=True)
@@ -27,38 +31,46 @@ class Batch:
     label : (B, Z, Y, X) or (B, Y, X) int64, the ignore label included
     known : (B, heads) bool, the classes that each sample's case has annotations of; None where all have of all
     sources : case and box of each sample
+    made : on CUDA, when it is complete; what uses it before must wait
     """
 
     image: torch.Tensor
     label: torch.Tensor
     known: torch.Tensor | None
     sources: list[tuple[str, Box]]
+    made: torch.cuda.Event | None = None
 
-    def pinned(self) -> "Batch":
-        """The same in page-locked memory."""
-        known = None if self.known is None else self.known.pin_memory()
-        return Batch(self.image.pin_memory(), self.label.pin_memory(), known, self.sources)
+    def on(self, device: torch.device) -> "Batch":
+        """The batch on a device, for what its present stream is given to do from now on."""
+        if self.made is None:
+            known = None if self.known is None else self.known.to(device)
+            return replace(self, image=self.image.to(device), label=self.label.to(device), known=known)
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(self.made)
+        for one in (self.image, self.label, self.known):
+            if one is not None:
+                one.record_stream(stream)  # or the next batch would be made in this memory while it is read
+        return self
 
 
 @dataclass(frozen=True)
 class Feed:
-    """The batches of one training: from which cases, in which geometry. pin : into page-locked memory."""
+    """The batches of one training: from which cases, in which geometry.
+
+    stream : of a CUDA device, on which batches are made; None elsewhere
+    """
 
     store: Store
     train_cases: list[str]
     val_cases: list[str]
     settings: Train
-    pin: bool
+    held: Held
+    stream: torch.cuda.Stream | None = None
 
     @cached_property
     def geometry(self) -> Geometry:
         """How this configuration's patches are drawn."""
         return Geometry.of(self.store.planned.patch_size, self.settings.mirror_axes)
-
-    @cached_property
-    def opened(self) -> dict[str, HeldCase]:
-        """All cases, memory-mapped: what is read stays in the page cache while memory allows."""
-        return {case: HeldCase.of(self.store.open(case)) for case in sorted({*self.train_cases, *self.val_cases})}
 
     def training(self, number: int) -> Batch:
         """A training batch, counted from the start of the training; a step takes `accumulate` of them."""
@@ -72,29 +84,46 @@ class Feed:
         return self._batch(VALIDATION, number, range(n), n)
 
     def _batch(self, stream: int, step: int, numbers: range, n_in_step: int) -> Batch:
-        """The samples `numbers` of the `n_in_step` that a step takes in all: each drawn and read, then all at once."""
+        """The samples `numbers` of the `n_in_step` that a step takes in all."""
+        if self.stream is None:
+            return self._made(stream, step, numbers, n_in_step)
+        with torch.cuda.stream(self.stream):
+            batch = self._made(stream, step, numbers, n_in_step)
+            return replace(batch, made=self.stream.record_event())
+
+    def _made(self, stream: int, step: int, numbers: range, n_in_step: int) -> Batch:
+        """Each sample drawn and read, then all at once."""
         samples = [self._sample(stream, step, number, n_in_step) for number in numbers]
-        read = [augment.read_patch(self.opened[s.case], s.reach, self.geometry, s.matrix) for s in samples]
-        images, maps = (torch.stack(parts) for parts in zip(*read, strict=True))
+        images, maps = (torch.stack(parts) for parts in zip(*map(self._read, samples), strict=True))
+        with _noted(*samples):
+            images, maps = self._changed(images, maps, samples)
+        label = maps[:, 0].clamp_min(0).long()
+        if len(self.store.planned.patch_size) == 2:
+            images, label = images.squeeze(2), label.squeeze(1)
+        return Batch(images, label, self._known(samples), [(sample.case, sample.reach) for sample in samples])
+
+    def _read(self, sample: "_Sample") -> tuple[torch.Tensor, torch.Tensor]:
+        with _noted(sample):
+            return augment.read_patch(self.held.cases[sample.case], sample.reach, self.geometry, sample.matrix)
+
+    def _changed(
+        self, images: torch.Tensor, maps: torch.Tensor, samples: list["_Sample"]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented, and in a cascade with the masks of the stage before."""
         drawn = [sample.drawn for sample in samples if sample.drawn is not None]
         if drawn:
             images, maps = augment.apply(images, maps, drawn, self.geometry, self.store.planned.use_mask_for_norm)
         if maps.shape[1] > 1:
             masks = [self._previous(one[1], s.rng if s.drawn else None) for one, s in zip(maps, samples, strict=True)]
             images = torch.cat([images, torch.stack(masks)], 1)
-        label = maps[:, 0].clamp_min(0).long()
-        if len(self.store.planned.patch_size) == 2:
-            images, label = images.squeeze(2), label.squeeze(1)
-        known = torch.stack([self._known(sample.case) for sample in samples]) if self._partly_labelled else None
-        batch = Batch(images, label, known, [(sample.case, sample.reach) for sample in samples])
-        return batch.pinned() if self.pin else batch
+        return images, maps
 
     def _sample(self, stream: int, step: int, number: int, n_in_step: int) -> "_Sample":
         """Draw a sample: its case, its place, what is done to it."""
         rng = generator(self.settings.seed, stream, step, number)
         is_augmented = self.settings.augment and stream == TRAINING
         name = self._case(rng, stream, step * n_in_step + number)
-        case = self.opened[name]
+        case = self.held.cases[name]
         patch = self.geometry.patch_size
         reach = self.geometry.reach if is_augmented else patch
         margin = [outer - inner for outer, inner in zip(reach, patch, strict=True)]
@@ -104,20 +133,31 @@ class Feed:
 
     def _previous(self, segmented: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
         """A mask per class of what the stage before segmented in a patch; made worse where there is a generator."""
-        masks = torch.from_numpy(one_hot(segmented.numpy(), self.store.cases.labels))
-        return masks if rng is None else previous.apply(masks, previous.draw(rng, len(masks)))
+        values = range(1, self.store.cases.labels.n_values)
+        masks = torch.stack([segmented == value for value in values]).float()
+        if rng is None:
+            return masks
+        # components are found on the CPU: of a device's batches this waits, in the thread that makes them
+        return previous.apply(masks.cpu(), previous.draw(rng, len(masks))).to(masks.device)
 
     @cached_property
-    def _partly_labelled(self) -> bool:
-        """Whether any case lacks annotations of a class."""
-        return any(self.store.cases.annotated(case) is not None for case in self.opened)
+    def _known_of(self) -> dict[str, torch.Tensor] | None:
+        """(heads,) bool of each case: which classes it has annotations of. None where all have of all."""
+        heads = self.store.cases.labels.heads
+        annotated = {case: self.store.cases.annotated(case) for case in self.held.cases}
+        if all(names is None for names in annotated.values()):
+            return None
+        return {
+            case: torch.tensor([names is None or name in names or values == (0,) for name, values in heads.items()])
+            for case, names in annotated.items()
+        }
 
-    def _known(self, case: str) -> torch.Tensor:
-        """(heads,) bool: which classes a case has annotations of."""
-        heads, annotated = self.store.cases.labels.heads, self.store.cases.annotated(case)
-        return torch.tensor(
-            [annotated is None or name in annotated or values == (0,) for name, values in heads.items()]
-        )
+    def _known(self, samples: list["_Sample"]) -> torch.Tensor | None:
+        """(B, heads) bool, where batches are made."""
+        if self._known_of is None:
+            return None
+        known, place = torch.stack([self._known_of[sample.case] for sample in samples]), self.held.place
+        return (known.pin_memory() if place.pin else known).to(place.patches, non_blocking=place.pin)
 
     def _case(self, rng: np.random.Generator, stream: int, number: int) -> str:
         """The case of a sample, counted from the start of its stream."""
@@ -136,10 +176,39 @@ class _Sample:
     drawn: Drawn | None
     rng: np.random.Generator
 
+    def __str__(self) -> str:
+        end = [start + size for start, size in zip(self.reach.start, self.reach.size, strict=True)]
+        return f"case {self.case}, voxels {list(self.reach.start)} to {end}"
+
     @property
     def matrix(self) -> NDArray[np.float64] | None:
         """Of rotation and scale, if it is rotated or scaled."""
         return None if self.drawn is None else self.drawn.matrix
+
+
+@contextmanager
+def _noted(*samples: _Sample) -> Iterator[None]:
+    """Say with an error, which another thread will report, at which samples it was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in a batch of {'; '.join(map(str, samples))}")
+        raise
+
+
+def arriving(batches: Iterator[Batch], device: torch.device, depth: int) -> Iterator[Batch]:
+    """Yield batches on a device, for the stream that is current there.
+
+    On CUDA the host comes at most `depth` batches ahead of the device. A host that has little to do for a step (one
+    graph) would come hundreds ahead, and each batch is in memory of its own until it is used.
+    """
+    begun: deque[torch.cuda.Event] = deque()
+    for batch in batches:
+        yield batch.on(device)
+        if batch.made is not None:
+            begun.append(torch.cuda.current_stream(device).record_event())
+            if len(begun) > depth:
+                begun.popleft().synchronize()
 
 
 def ahead(batch_of: Callable[[int], Batch], numbers: range, depth: int, threads: int) -> Iterator[Batch]:

@@ -1,17 +1,38 @@
 """Where the voxels of a training's cases lie while it runs, behind one interface: a box is read, wherever it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from segpipe.prepare.store import StoredCase
 from segpipe.training.sampling import Box
 
 PADDING_LABEL = -1
+
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where voxels lie, and where patches of them go.
+
+    voxels : the device whose memory holds them; None leaves them mapped from their files
+    maps : the type in which label maps are held
+    patches : the device on which batches are made
+    pin : on their way to another device patches go through page-locked memory
+    """
+
+    voxels: torch.device | None
+    maps: torch.dtype
+    patches: torch.device
+    pin: bool
+
+
+IN_FILES = Place(None, torch.int16, torch.device("cpu"), pin=False)
 
 
 @dataclass(frozen=True)
@@ -19,7 +40,7 @@ class HeldCase:
     """One preprocessed case.
 
     image : (C, Z, Y, X) float32
-    maps : label and, in a cascade, what the stage before segmented; (Z, Y, X) int16 each
+    maps : label and, in a cascade, what the stage before segmented; (Z, Y, X) int8 or int16 each
     foreground, annotated : as in StoredCase, on the host
     """
 
@@ -27,13 +48,17 @@ class HeldCase:
     maps: tuple[Tensor, ...]
     foreground: dict[int, NDArray[np.int64]]
     annotated: NDArray[np.int64] | None
+    place: Place
 
     @classmethod
-    def of(cls, stored: StoredCase) -> "HeldCase":
-        """The case where it lies: mapped from its files."""
+    def of(cls, stored: StoredCase, place: Place = IN_FILES) -> "HeldCase":
+        """Bring a case to its place; in its files it is there already."""
         maps = [stored.label] if stored.previous is None else [stored.label, stored.previous]
-        image, *mapped = (torch.from_numpy(array) for array in (stored.image, *maps))
-        return cls(image, tuple(mapped), stored.foreground, stored.annotated)
+        image, *held = (torch.from_numpy(array) for array in (stored.image, *maps))
+        if place.voxels is not None:
+            image = image.to(place.voxels, copy=True)
+            held = [one.to(place.voxels, place.maps, copy=True) for one in held]
+        return cls(image, tuple(held), stored.foreground, stored.annotated, place)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,13 +66,36 @@ class HeldCase:
         return tuple(self.image.shape[1:])
 
     def read(self, box: Box) -> tuple[Tensor, Tensor]:
-        """Image (C, ...) and maps (M, ...) of a box; beyond the volume 0 and PADDING_LABEL."""
-        sides = list(zip(box.start, box.size, self.shape, strict=True))
-        inside = tuple(slice(max(a, 0), max(min(a + n, s), 0)) for a, n, s in sides)
-        before_after = [
-            (max(side.start - a, 0), max(a + n - max(side.stop, side.start), 0))
-            for (a, n, _), side in zip(sides, inside, strict=True)
-        ]
-        padding = [width for pair in reversed(before_after) for width in pair]
-        maps = torch.stack([one[inside] for one in self.maps])
-        return pad(self.image[:, *inside].contiguous(), padding), pad(maps, padding, value=PADDING_LABEL)
+        """Image (C, *box.size) float32 and maps (M, *box.size) int16, where batches are made.
+
+        Beyond the volume they are 0 and PADDING_LABEL. A CUDA device copies when its present stream comes to it.
+        """
+        inside, within = _overlap(box, self.shape)
+        image = self._patch(len(self.image), box, torch.float32)
+        maps = self._patch(len(self.maps), box, torch.int16)
+        if any(part.stop - part.start < size for part, size in zip(within, box.size, strict=True)):
+            image.zero_()
+            maps.fill_(PADDING_LABEL)
+        image[:, *within].copy_(self.image[:, *inside])
+        for patch, whole in zip(maps, self.maps, strict=True):
+            patch[within].copy_(whole[inside])
+        to = self.place.patches
+        return image.to(to, non_blocking=to.type == "cuda"), maps.to(to, non_blocking=to.type == "cuda")
+
+    def _patch(self, n: int, box: Box, dtype: torch.dtype) -> Tensor:
+        """Memory for a patch beside the voxels. Torch reuses page-locked memory when what is copied from it is."""
+        beside = self.image.device
+        pin = self.place.pin and beside.type != self.place.patches.type
+        return torch.empty((n, *box.size), dtype=dtype, device=beside, pin_memory=pin)
+
+
+def _overlap(box: Box, shape: Sequence[int]) -> tuple[Slices, Slices]:
+    """The part of a box that lies inside a volume, in the volume's and in the box's own voxels; it may be empty."""
+    inside, within = [], []
+    for start, size, edge in zip(box.start, box.size, shape, strict=True):
+        low = min(max(start, 0), edge)
+        high = max(min(start + size, edge), low)
+        inside.append(slice(low, high))
+        first = min(max(low - start, 0), size)
+        within.append(slice(first, first + high - low))
+    return tuple(inside), tuple(within)

@@ -86,7 +86,8 @@ def _logged(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        handler.handle(LogRecord(__name__, ERROR, __file__, 0, "%s", (f"{type(error).__name__}: {error}",), None))
+        text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        handler.handle(LogRecord(__name__, ERROR, __file__, 0, "%s", (text,), None))
         raise
     finally:
         getLogger().removeHandler(handler)
@@ -181,6 +182,7 @@ class _Job:
         precision = str(self.setup.dtype).removeprefix("torch.")
         log.info("%s: %s (%s, %s, digest %s)", self.title, start, self.setup.device, precision, self.identity.digest)
         run = {"device": str(self.setup.device), "precision": precision, "threads": torch.get_num_threads()}
+        run["feeding"] = self.training.feed.held.facts()
         runtime = self.runtime.model_dump(mode="json")
         return {
             **run,

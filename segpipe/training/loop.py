@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from segpipe.params import Train
 from segpipe.training import averaging, divergence, selection, target
-from segpipe.training.feed import Batch, Feed, ahead
+from segpipe.training.execution import Execution, Forward
+from segpipe.training.feed import Batch, Feed, ahead, arriving
 from segpipe.training.loss import SegmentationLoss
 from segpipe.training.network import require_shape
 from segpipe.training.optimiser import set_rate
@@ -26,7 +27,8 @@ class Training:
     """Everything that changes while training, and what it is made of.
 
     averaged : running mean of the weights, or None
-    forward : a network's `n` finest outputs for a batch, compiled where that is wanted
+    execution : how the network runs: layout, compiled or not
+    forward, objective : a network's `n` finest outputs for a batch, and the loss, as they are executed
     whole_cases : Dice of a network on whole validation cases, or None
     dtype : of convolutions under autocast; float32 is no autocast
     prefetch, feed_threads : batches prepared ahead, and by how many threads
@@ -36,7 +38,9 @@ class Training:
 
     network: nn.Module
     averaged: nn.Module | None
-    forward: Callable[[nn.Module, Tensor, int], list[Tensor]]
+    execution: Execution
+    forward: Forward
+    objective: Callable[..., Tensor]
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     feed: Feed
@@ -106,7 +110,13 @@ def fit(training: Training, between: Callable[[], None], on_epoch_end: Callable[
 def _training_batches(training: Training) -> Iterator[Batch]:
     k = training.settings.accumulate
     numbers = range(training.step * k, training.length.total_steps * k)
-    return ahead(training.feed.training, numbers, training.prefetch, training.feed_threads)
+    return _arriving(training, training.feed.training, numbers)
+
+
+def _arriving(training: Training, batch_of: Callable[[int], Batch], numbers: range) -> Iterator[Batch]:
+    """Batches that are prepared ahead, on the training's device."""
+    batches = ahead(batch_of, numbers, training.prefetch, training.feed_threads)
+    return arriving(batches, training.device, training.prefetch)
 
 
 def _rest_of_epoch(training: Training) -> range:
@@ -119,6 +129,7 @@ def train_step(training: Training, step: int, batches: Sequence[Batch]) -> Tenso
 
     Raises Diverged where the loss or a gradient is not finite.
     """
+    training.execution.begin_step()
     training.network.train()
     training.optimiser.zero_grad(set_to_none=True)
     losses = []
@@ -147,8 +158,8 @@ def _sums_elsewhere(training: Training, step: int, batches: Sequence[Batch]) -> 
     buffers = [buffer.clone() for buffer in training.network.buffers()]
     for part, batch in enumerate(batches):
         _seed(training, step, part)
-        outputs, label = _outputs(training, training.network, batch)
-        sums.append(training.loss.sums(outputs, label, _known(training, batch)))
+        outputs = _outputs(training, training.network, batch)
+        sums.append(training.loss.sums(outputs, batch.label, batch.known))
     for buffer, before in zip(training.network.buffers(), buffers, strict=True):
         buffer.copy_(before)  # running statistics count each batch once
     total = [torch.stack(level).sum(0) for level in zip(*sums, strict=True)]
@@ -174,11 +185,11 @@ def _evaluate(training: Training, network: nn.Module, between: Callable[[], None
     network.eval()
     losses, counts = [], []
     numbers = range(training.settings.val_iterations_per_epoch)
-    for batch in ahead(training.feed.validation, numbers, training.prefetch, training.feed_threads):
+    for batch in _arriving(training, training.feed.validation, numbers):
         between()
-        loss, logits, label = _loss(training, network, batch, None)
+        loss, logits = _loss(training, network, batch, None)
         losses.append(loss)
-        counts.append(target.overlaps(logits, label, training.feed.store.cases.labels, _known(training, batch)))
+        counts.append(target.overlaps(logits, batch.label, training.feed.store.cases.labels, batch.known))
     overlap, total = torch.stack(counts).sum(0).tolist()
     dice = [2 * o / t if t else None for o, t in zip(overlap, total, strict=True)]
     known = [value for value in dice if value is not None]
@@ -208,22 +219,15 @@ def _on_whole_cases(training: Training) -> Row:
     return training.whole_cases(network)
 
 
-def _loss(training: Training, network: nn.Module, batch: Batch, elsewhere: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a batch, the logits at full resolution, and the label on the device."""
-    outputs, label = _outputs(training, network, batch)
-    return training.loss(outputs, label, elsewhere, _known(training, batch)), outputs[0], label
+def _loss(training: Training, network: nn.Module, batch: Batch, elsewhere: Any) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, and the logits at full resolution."""
+    outputs = _outputs(training, network, batch)
+    return training.objective(outputs, batch.label, elsewhere, batch.known), outputs[0]
 
 
-def _outputs(training: Training, network: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor]:
-    """The outputs that enter the loss, the finest first, and the label."""
-    image = batch.image.to(training.device, non_blocking=training.feed.pin)
-    label = batch.label.to(training.device, non_blocking=training.feed.pin)
+def _outputs(training: Training, network: nn.Module, batch: Batch) -> list[Tensor]:
+    """The outputs that enter the loss, the finest first."""
     with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
-        outputs = training.forward(network, image, training.n_outputs)
-    require_shape(outputs[0], label, len(training.feed.store.cases.labels.heads))
-    return outputs, label
-
-
-def _known(training: Training, batch: Batch) -> Tensor | None:
-    """The classes that each sample's case has annotations of, on the device."""
-    return None if batch.known is None else batch.known.to(training.device, non_blocking=training.feed.pin)
+        outputs = training.forward(network, training.execution.laid_out(batch.image), training.n_outputs)
+    require_shape(outputs[0], batch.label, len(training.feed.store.cases.labels.heads))
+    return outputs

@@ -18,16 +18,17 @@ from segpipe.params import Params
 from segpipe.params.train import FullValidation
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import Store
-from segpipe.training import optimiser, pretrained, schedule, selection
+from segpipe.training import optimiser, pretrained, schedule, selection, tiers
+from segpipe.training.execution import Execution
 from segpipe.training.feed import Feed
 from segpipe.training.loop import Training
 from segpipe.training.loss import SegmentationLoss
-from segpipe.training.network import build, n_available_outputs, n_inputs, outputs
+from segpipe.training.network import build, n_available_outputs, n_inputs
 from segpipe.training.selection import Row
 
 log = getLogger(__name__)
 
-FEED_THREADS = 4  # off the CPU; there the training thread prepares the batches itself
+FEED_THREADS = {"device": 1, "host": 4, "file": 4}  # off the CPU; there the training thread prepares the batches itself
 
 
 class Scorer(Protocol):
@@ -86,8 +87,10 @@ class Setup:
         rate = schedule.Rate(settings, length)
         rate.check()
         loss = SegmentationLoss(settings.loss, self.store.cases.labels, planned.batch_dice)
-        on_cpu = self.device.type == "cpu"
+        execution = Execution.of(runtime, settings, self.device, length.total_steps)
+        execution.lay_out(self.network)
         scaled = self.dtype == torch.float16
+        feed = self._feed()
         scorer = None
         if settings.full_validation.every is not None:
             assert whole_cases is not None, "train.full_validation needs a function that scores whole cases"
@@ -96,10 +99,12 @@ class Setup:
         return Training(
             network=self.network,
             averaged=copy.deepcopy(self.network) if settings.ema.decay is not None else None,
-            forward=torch.compile(outputs) if runtime.compile else outputs,
+            execution=execution,
+            forward=execution.forward,
+            objective=execution.objective(loss),
             optimiser=optimiser.build(self.network, settings.optimiser, scaled),
             scaler=torch.amp.GradScaler(self.device.type, enabled=scaled),
-            feed=Feed(self.store, self.fold["train"], self.fold["val"], settings, self._pins),
+            feed=feed,
             loss=loss,
             n_outputs=loss.n_outputs(n_available_outputs(self.network, planned) + 1),
             length=length,
@@ -109,14 +114,24 @@ class Setup:
             device=self.device,
             dtype=self.dtype,
             prefetch=runtime.prefetch,
-            feed_threads=(0 if on_cpu else FEED_THREADS) if runtime.feed_threads is None else runtime.feed_threads,
+            feed_threads=self._feed_threads(feed),
             rows=[],
             losses=[],
         )
 
-    @property
-    def _pins(self) -> bool:
-        return self.params.runtime.pin_memory and self.device.type == "cuda"
+    def _feed(self) -> Feed:
+        """The batches, with the cases where they are fed from."""
+        train, val = self.fold["train"], self.fold["val"]
+        held = tiers.hold(self.store, [*train, *val], self.params, self.device)
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        return Feed(self.store, train, val, self.params.train, held, stream)
+
+    def _feed_threads(self, feed: Feed) -> int:
+        """As many as wanted; on a device whose memory holds the cases a thread has little more to do than to draw."""
+        wanted = self.params.runtime.feed_threads
+        if wanted is not None:
+            return wanted
+        return 0 if self.device.type == "cpu" else FEED_THREADS[feed.held.choice.tier]
 
     def callbacks(self) -> list[Callable[[Training, Row], None]]:
         """What the settings want called at the end of each epoch."""
