@@ -18,11 +18,11 @@ from segpipe.training.network import create, outputs
 CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
 
 
-def chosen(device, monkeypatch=None, can_compile=True, **changes):
+def chosen(device, monkeypatch=None, can_compile=True, n_steps=5000, **changes):
     if monkeypatch:
         monkeypatch.setattr(execution, "can_compile", lambda: can_compile)
     settings = params(**changes)
-    return Execution.of(settings.runtime, settings.train, device)
+    return Execution.of(settings.runtime, settings.train, device, n_steps)
 
 
 # the choice
@@ -45,6 +45,11 @@ def chosen(device, monkeypatch=None, can_compile=True, **changes):
 )
 def test_what_is_compiled(monkeypatch, device, can_compile, changes, compiled):
     assert chosen(device, monkeypatch, can_compile, **changes).compiled == compiled
+
+
+def test_short_trainings_are_over_before_compiling_pays(monkeypatch):
+    assert chosen(CUDA, monkeypatch, n_steps=4999).compiled == "never"
+    assert chosen(CUDA, monkeypatch, n_steps=4999, runtime__compile="fused").compiled == "fused"
 
 
 def test_graphs_that_cannot_be_are_said_to_be_none(caplog):
@@ -122,9 +127,12 @@ def test_the_running_mean_and_the_optimiser_take_over_the_layout():
 # compiling
 
 
-def test_a_compiled_step_computes_the_same(monkeypatch):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_compiled_step_computes_the_same(monkeypatch, channels_last):
     """Captured and differentiated as for CUDA; the code generator, which takes half a minute here, is left out."""
     compiler, graphs = torch.compile, []
+
+    changes = {"runtime__channels_last": channels_last}
 
     def traced(function, mode=None):
         graphs.append(function)
@@ -134,7 +142,7 @@ def test_a_compiled_step_computes_the_same(monkeypatch):
     plan = replace(planned([8, 8]), strides=[[1, 1], [2, 2]])
     plan = replace(plan, features_per_stage=[4, 8], kernel_sizes=[[3, 3]] * 2, n_conv_per_stage=[1, 1])
     plan = replace(plan, n_conv_per_stage_decoder=[1])
-    plain, fused = (training(plan, runtime__compile=how) for how in ("never", "fused"))
+    plain, fused = (training(plan, runtime__compile=how, **changes) for how in ("never", "fused"))
     assert plain.forward is outputs
     assert graphs == [outputs, fused.loss]
     for step in range(2):

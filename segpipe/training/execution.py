@@ -21,6 +21,7 @@ from segpipe.training.network import outputs
 
 log = getLogger(__name__)
 
+PAYS_AFTER = 5000  # steps; compiling takes one to three minutes, and saves some 10 ms per step
 C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds its launchers with one
 
 Forward = Callable[[nn.Module, Tensor, int], list[Tensor]]
@@ -40,14 +41,15 @@ class Execution:
     falls_back: bool
 
     @classmethod
-    def of(cls, runtime: Runtime, settings: Train, device: torch.device) -> "Execution":
-        """What `runtime.compile` and `runtime.channels_last` mean on a device.
+    def of(cls, runtime: Runtime, settings: Train, device: torch.device, n_steps: int) -> "Execution":
+        """What `runtime.compile` and `runtime.channels_last` mean on a device, for a training of `n_steps` steps.
 
         Graphs hold the memory of one forward and one backward pass, so accumulated gradients are only fused.
         """
         chosen = runtime.compile
         if chosen == "auto":
-            chosen = "fused" if device.type == "cuda" and can_compile() and not settings.deterministic else "never"
+            pays = device.type == "cuda" and n_steps >= PAYS_AFTER and not settings.deterministic
+            chosen = "fused" if pays and can_compile() else "never"
         if chosen == "graphs" and (settings.accumulate > 1 or device.type != "cuda"):
             log.warning("runtime.compile: fused instead of graphs, which are for CUDA and train.accumulate: 1")
             chosen = "fused"
