@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from volumes import REPO
+from volumes import REPO, nnunet_dataset
 
 from segpipe import params
 from segpipe.cli import main as command
@@ -50,8 +50,22 @@ def test_help_names_every_verb_at_once(tmp_path: Path) -> None:
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
-def test_help_loads_nothing_heavy() -> None:
-    assert not {"numpy", "scipy", "torch", "nibabel"} & loaded_by("segpipe.cli.main")
+def test_help_of_any_verb_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from segpipe.cli.main import VERBS, main
+for call in [["--help"], ["--version"], ["predict"], *([verb, "--help"] for verb in VERBS)]:
+    try:
+        main(call)
+    except SystemExit as ended:
+        assert ended.code == (2 if call == ["predict"] else 0), call
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(*sys.modules)"], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"argparse", "segpipe.cli.arguments"} <= loaded
+    assert not {"numpy", "scipy", "torch", "nibabel", "segpipe.data", "segpipe.cli.predict"} & loaded
 
 
 def test_the_check_loads_no_torch() -> None:
@@ -81,6 +95,22 @@ def test_bad_input_exits_with_2_and_one_message(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no dataset.json\n  where:    absent/dataset.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_page_that_cannot_be_written_is_one_message(tmp_path: Path, broken: bool) -> None:
+    """What was found is said nevertheless."""
+    root = nnunet_dataset(tmp_path / "Dataset001_Small", n_train=5)
+    (tmp_path / "file").touch()
+    if broken:
+        (root / "labelsTr/a.nii.gz").unlink()
+    done = segpipe("check", root, "--out", "file/folder", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{1 + broken} problem" in done.stderr
+    assert "no page\n  where:    file/folder/check.html" in done.stderr
+    assert ("missing file" in done.stderr) == broken
+    assert "Traceback" not in done.stderr
+    assert "Dataset001_Small: 5 training" in done.stdout
 
 
 def test_the_unexpected_exits_with_1_and_a_traceback(

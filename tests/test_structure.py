@@ -5,6 +5,7 @@ import math
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,22 +109,51 @@ def test_only_the_command_line_prints_and_parses_arguments() -> None:
     assert speaks((PACKAGE / "cli/check.py").read_text())
 
 
-# what the early steps load
+# what is loaded, and when
+
+OF_NIBABEL = {"nibabel", "pydicom", "PIL", "scipy"}  # what its import brings along, of scipy next to nothing
+OF_FORMATS = {"SimpleITK", "imageio", "tifffile", *OF_NIBABEL}  # loaded when such a file is met
+HEAVY = {"torch", "pandas", "matplotlib", "sklearn", "skimage", "tensorboard", *OF_FORMATS}
+LIGHT: dict[str, set[str]] = dict.fromkeys(("check", "phantoms", "download"), OF_NIBABEL)
+LIGHT |= {script: set() for script in ("fingerprint", "plan", "splits", "preprocess")}
 
 
-@pytest.mark.parametrize("script", ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess"])
-def test_early_steps_load_no_torch(script: str) -> None:
-    assert "torch" not in loaded_by(script)
+@pytest.mark.parametrize("script", LIGHT)
+def test_early_steps_load_what_they_use(script: str) -> None:
+    loaded = loaded_by(imports(script))
+    assert loaded >= {"segpipe", "pydantic"}
+    assert loaded & HEAVY == LIGHT[script]
 
 
 def test_torch_would_be_seen() -> None:
-    assert "torch" in loaded_by("train")
+    assert "torch" in loaded_by(imports("train"))
 
 
-def loaded_by(script: str) -> set[str]:
-    """The top-level modules that the imports of a script load."""
-    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='imported'); print(*sys.modules)"
-    command = [sys.executable, "-c", code, str(REPO / f"workflow/scripts/{script}.py")]
+def test_wrong_arguments_of_a_script_are_refused_before_anything_heavy_is_loaded() -> None:
+    given = [str(path) for path in SCRIPTS if path.stem != "make_dvc_yaml"]
+    code = f"""
+        import runpy, sys
+        for path in {given}:
+            sys.argv = [path, "--nonsense"]
+            try:
+                runpy.run_path(path, run_name="__main__")
+            except SystemExit as ended:
+                assert ended.code == 2, path
+    """
+    loaded = loaded_by(textwrap.dedent(code))
+    assert "segpipe" in loaded
+    assert not loaded & (HEAVY | {"numpy"})
+
+
+def imports(script: str) -> str:
+    """Every import of a script, those in its functions as well."""
+    tree = ast.parse((REPO / f"workflow/scripts/{script}.py").read_text())
+    return "\n".join(ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a process has after some code."""
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
     return {module.split(".")[0] for module in done.stdout.split()}
 

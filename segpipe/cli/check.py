@@ -1,19 +1,10 @@
 """`segpipe check DATASET`."""
 
 import argparse
-from pathlib import Path
 
-from segpipe.cli.settings import add_params, load_params
+from segpipe.cli.settings import load_params
 from segpipe.data import check, check_report
-
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
-    parser.add_argument("dataset", type=Path, help="folder in nnU-Net raw layout, or a Decathlon task folder")
-    parser.add_argument(
-        "--out", type=Path, default=Path(), metavar="FOLDER", help="where check.html goes; default: here"
-    )
-    add_params(parser)
+from segpipe.errors import problem, raise_all
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,7 +15,12 @@ def run(args: argparse.Namespace) -> None:
     params = load_params(args)
     report = check.inspect(args.dataset, params.check, params.splits.n_folds)
     page = args.out / check.PAGE
-    check.write_page(report, page)
     print(check_report.table(report))
+    try:
+        check.write_page(report, page)
+    except OSError as error:
+        expected = "a folder that can be written to"
+        unwritten = problem("no page", where=page, found=error, expected=expected, cure="name another one with --out")
+        raise_all(f"{report.root} was checked", [unwritten, *report.problems])
     print(f"\npictures of all cases: {page}")
     check.raise_problems(report)

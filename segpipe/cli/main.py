@@ -1,23 +1,22 @@
-"""The command `segpipe <verb>`: one module of this room per verb, imported only when its verb is asked for.
+"""The command `segpipe <verb>`: one module of this room per verb, imported only when its verb is run.
 
-A verb's module has two functions:
+A verb has two functions:
 
-    add(parser)   its arguments (argparse), with a description
-    run(args)     what it does; SegpipeError for bad input
+    <verb>(parser)   in arguments.py: its arguments (argparse)
+    run(args)        in its own module: what it does; SegpipeError for bad input
 
-To add one: write the module, and a line in VERBS.
+To add one: write both, and a line in VERBS.
 """
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 import segpipe
+from segpipe.cli import arguments
 from segpipe.cli.outcome import exit_codes, start_log
 
-# Verb to what `segpipe --help` says of it. The module of `import-msd` is import_msd.py.
+# Verb to what `segpipe --help` says of it. Function and module of `import-msd` are called import_msd.
 VERBS = {
     "check": "look for what is wrong with a dataset, and show its cases on a page",
     "plan": "show the plan of a dataset, and why it is as it is",
@@ -31,25 +30,21 @@ VERBS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Run one verb. Exit codes: 0; 2 for bad input or a wrong call; 1 for an unexpected error, with a traceback."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    args = _parser().parse_args(given)
     start_log(None)
     with exit_codes():
-        asked = next((argument for argument in given if argument in VERBS), None)
-        module = importlib.import_module(f"segpipe.cli.{asked.replace('-', '_')}") if asked else None
-        args = _parser(asked, module).parse_args(given)
-        assert module is not None  # a verb is required
-        module.run(args)
+        importlib.import_module(f"segpipe.cli.{args.module}").run(args)
 
 
-def _parser(asked: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
-    """All verbs by name; the arguments of the one that is asked for."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segpipe", description=segpipe.__doc__)
     parser.add_argument("--version", action="version", version=f"segpipe {segpipe.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, summary in VERBS.items():
         verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if module and name == asked:
-            module.add(verb)
+        module = name.replace("-", "_")
+        getattr(arguments, module)(verb)
+        verb.set_defaults(module=module)
     return parser

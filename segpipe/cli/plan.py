@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe import digest
-from segpipe.cli.settings import add_params, load_params
+from segpipe.cli.settings import load_params
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Params
@@ -15,18 +15,6 @@ from segpipe.prepare import planning
 from segpipe.prepare.sizing import listed
 
 log = getLogger(__name__)
-
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb."""
-    parser.add_argument("--explain", action="store_true", help="print the reason for each decision")
-    parser.add_argument(
-        "--preprocessed",
-        type=Path,
-        metavar="FOLDER",
-        help="with plan.json, or with cases.json and fingerprint.json; default: data/preprocessed/<dataset>",
-    )
-    add_params(parser)
 
 
 def run(args: argparse.Namespace) -> None:

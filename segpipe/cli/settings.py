@@ -2,20 +2,12 @@
 
 import argparse
 from logging import getLogger
-from pathlib import Path
 
 from segpipe import params
 from segpipe.digest import PACKAGE
 from segpipe.params import PARAMS_FILE, Params
 
 log = getLogger(__name__)
-
-
-def add_params(parser: argparse.ArgumentParser) -> None:
-    """The option `--params`."""
-    parser.add_argument(
-        "--params", type=Path, metavar="FILE", help="settings; default: params.yaml, here or of segpipe"
-    )
 
 
 def load_params(args: argparse.Namespace) -> Params:

@@ -4,12 +4,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data import check
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Check every file of the raw dataset; write cases.json and check.html, or report all problems at once."""
+    from segpipe.data import check
+
     check.check(Path(args.dataset), Path(args.out), params.check, params.splits.n_folds)
 
 

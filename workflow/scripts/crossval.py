@@ -4,12 +4,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.evaluation import crossval
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Gather the folds' summaries into one over all cases."""
+    from segpipe.evaluation import crossval
+
     crossval.gather([Path(path) for path in args.summaries], Path(args.out))
 
 

@@ -4,12 +4,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data import download
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Download and unpack the task that the folder --dataset is called after."""
+    from segpipe.data import download
+
     download.download(Path(args.dataset), params.download)
 
 

@@ -4,13 +4,14 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.cases import Cases
-from segpipe.inference import ensemble
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Average the saved softmax of the members; write segmentations and the fold's summary.json."""
+    from segpipe.data.cases import Cases
+    from segpipe.inference import ensemble
+
     cases = Cases.read(Path(args.cases), params.dataset)
     ensemble.ensemble(cases, [Path(folder) for folder in args.validations], Path(args.out), params)
 

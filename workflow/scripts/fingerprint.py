@@ -4,13 +4,14 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.cases import Cases
 from segpipe.params import Params
-from segpipe.prepare import fingerprint
 
 
 def main(args: Namespace, params: Params) -> None:
     """Extract spacings, shapes and intensity statistics of the training cases."""
+    from segpipe.data.cases import Cases
+    from segpipe.prepare import fingerprint
+
     fingerprint.extract(Cases.read(Path(args.cases), params.dataset), Path(args.out), params.runtime)
 
 

@@ -4,12 +4,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data import phantoms
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Generate the phantom dataset into the folder --out."""
+    from segpipe.data import phantoms
+
     phantoms.generate(Path(args.out), params.phantoms)
 
 

@@ -4,13 +4,14 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.cases import Cases
 from segpipe.params import Params
-from segpipe.prepare import planning
 
 
 def main(args: Namespace, params: Params) -> None:
     """Turn the fingerprint and the settings into a plan."""
+    from segpipe.data.cases import Cases
+    from segpipe.prepare import planning
+
     cases = Cases.read(Path(args.cases), params.dataset)
     planning.write(cases, Path(args.fingerprint), params, Path(args.out))
 

@@ -4,13 +4,14 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.cases import Cases
-from segpipe.inference import predict_cases
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
+    from segpipe.data.cases import Cases
+    from segpipe.inference import predict_cases
+
     cases, paths = Cases.read(Path(args.cases), params.dataset), [Path(model) for model in args.models]
     predict_cases.predict_dataset(cases, paths, params.configurations, Path(args.out), params)
 

@@ -3,12 +3,13 @@
 from argparse import Namespace
 
 from segpipe import cli
-from segpipe.inference import while_training
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Predict with the present checkpoint, latest or best; writes predictions_latest or predictions_best_so_far."""
+    from segpipe.inference import while_training
+
     while_training.predict(args.configuration, args.fold, args.checkpoint, params)
 
 

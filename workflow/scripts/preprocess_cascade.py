@@ -4,14 +4,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.cases import Cases
-from segpipe.inference import previous_stage
 from segpipe.params import Params
-from segpipe.prepare import store
 
 
 def main(args: Namespace, params: Params) -> None:
     """Preprocess every training case, with what the stage before segmented; write the manifest of the stored cases."""
+    from segpipe.data.cases import Cases
+    from segpipe.inference import previous_stage
+    from segpipe.prepare import store
+
     cases = Cases.read(Path(args.cases), params.dataset)
     previous = previous_stage.segmentations(cases, [Path(folder) for folder in args.previous])
     store.build(cases, Path(args.plan), args.configuration, Path(args.out), params.runtime, previous)

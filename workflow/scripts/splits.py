@@ -4,13 +4,14 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data import splits
-from segpipe.data.cases import Cases
 from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
     """Draw the folds of the cross-validation."""
+    from segpipe.data import splits
+    from segpipe.data.cases import Cases
+
     splits.write(Cases.read(Path(args.cases), params.dataset), params.splits, Path(args.out))
 
 

@@ -4,15 +4,16 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.cases import Cases
-from segpipe.inference import full_validation
 from segpipe.params import Params
-from segpipe.prepare import store
-from segpipe.training import job
 
 
 def main(args: Namespace, params: Params) -> None:
     """Train, or continue where the same training stopped; write checkpoints, metrics.csv and progress.png."""
+    from segpipe.data.cases import Cases
+    from segpipe.inference import full_validation
+    from segpipe.prepare import store
+    from segpipe.training import job
+
     cases = Cases.read(Path(args.cases), params.dataset)
     cases_store = store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
     job.train(cases_store, Path(args.splits), args.fold, Path(args.out), params, full_validation.scorer)

@@ -4,14 +4,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from segpipe import cli
-from segpipe.data.cases import Cases
-from segpipe.inference import validation
 from segpipe.params import Params
-from segpipe.prepare import store
 
 
 def main(args: Namespace, params: Params) -> None:
     """Predict the validation cases with one checkpoint; write segmentations, softmax and summary.json."""
+    from segpipe.data.cases import Cases
+    from segpipe.inference import validation
+    from segpipe.prepare import store
+
     cases = Cases.read(Path(args.cases), params.dataset)
     cases_store = store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
     validation.validate(cases_store, Path(args.splits), args.fold, Path(args.model), Path(args.out), params)

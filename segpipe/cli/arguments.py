@@ -1,0 +1,138 @@
+"""The arguments of every verb of `segpipe`: standard library only, so that help and a wrong call cost nothing.
+
+One function per verb, which adds its arguments to an argparse parser.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def check(parser: argparse.ArgumentParser) -> None:
+    """`segpipe check DATASET`."""
+    parser.add_argument("dataset", type=Path, help="folder in nnU-Net raw layout, or a Decathlon task folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="FOLDER", help="where check.html goes; default: here"
+    )
+    _add_params(parser)
+
+
+def plan(parser: argparse.ArgumentParser) -> None:
+    """`segpipe plan`."""
+    parser.add_argument("--explain", action="store_true", help="print the reason for each decision")
+    parser.add_argument(
+        "--preprocessed",
+        type=Path,
+        metavar="FOLDER",
+        help="with plan.json, or with cases.json and fingerprint.json; default: data/preprocessed/<dataset>",
+    )
+    _add_params(parser)
+
+
+def import_msd(parser: argparse.ArgumentParser) -> None:
+    """`segpipe import-msd TASK`."""
+    parser.add_argument("task", type=Path, help="folder TaskNN_Name of the Decathlon, or its .tar")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/raw"), help="where DatasetNNN_Name goes; default: data/raw"
+    )
+
+
+def import_bids(parser: argparse.ArgumentParser) -> None:
+    """`segpipe import-bids BIDS_ROOT --derivative NAME --suffix T1w --out DATASET`."""
+    parser.add_argument("root", type=Path, metavar="BIDS_ROOT", help="folder with sub-*/ and derivatives/")
+    parser.add_argument("--derivative", required=True, help="folder in derivatives/ with the label maps")
+    parser.add_argument("--suffix", required=True, type=comma_separated, help="of the images, one per channel: T1w,T2w")
+    parser.add_argument("--label-suffix", default="dseg", help="of the label maps: dseg (default), or mask")
+    parser.add_argument("--label-desc", help="entity desc of the label maps, where there are several kinds")
+    parser.add_argument("--out", type=Path, required=True, help="the dataset: data/raw/Dataset123_Name")
+
+
+def predict(parser: argparse.ArgumentParser) -> None:
+    """`segpipe predict --model MODEL -i IMAGES -o FOLDER`."""
+    parser.add_argument("--model", type=Path, required=True, help="results/ of a pipeline, or an imported model")
+    parser.add_argument("-i", "--images", type=Path, required=True, help="folder with CASE_0000.nii.gz ...")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
+    parser.add_argument(
+        "--configurations",
+        type=comma_separated,
+        help="2d,3d_fullres: probabilities averaged; default: all but first stages",
+    )
+    parser.add_argument("--folds", type=comma_separated, help="0,1: logits averaged; default: all")
+    _add_checkpoint(parser)
+    _add_weights(parser)
+    parser.add_argument("--probabilities", action="store_true", help="write CASE.npz with the probabilities as well")
+    parser.add_argument("--no-mirroring", action="store_true", help="no mean over mirrored versions: faster")
+    parser.add_argument(
+        "--step-size", type=_share, default=0.5, help="of the sliding window, as a share of the patch; default: 0.5"
+    )
+    parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps")
+
+
+def import_nnunet(parser: argparse.ArgumentParser) -> None:
+    """`segpipe import-nnunet FOLDER|ZIP --out MODEL`."""
+    parser.add_argument(
+        "source", type=Path, help="nnU-Net's model folder (above fold_0), or a folder or zip of several"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="new folder for the model")
+
+
+def export_nnunet(parser: argparse.ArgumentParser) -> None:
+    """`segpipe export-nnunet MODEL --out FOLDER`."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="results/ of a pipeline, or an imported model")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for nnU-Net's")
+    parser.add_argument("--configurations", type=comma_separated, help="2d,3d_fullres; default: all")
+    parser.add_argument("--folds", type=comma_separated, help="0,1; default: all")
+    _add_checkpoint(parser)
+    _add_weights(parser)
+
+
+def export_nnunet_predictions(parser: argparse.ArgumentParser) -> None:
+    """`segpipe export-nnunet-predictions PREDICTIONS --images IMAGES --model MODEL --out FOLDER`."""
+    parser.add_argument(
+        "predictions", type=Path, metavar="PREDICTIONS", help="folder with CASE.npz, or a validation folder"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder with the images that were predicted")
+    parser.add_argument("--model", type=Path, required=True, help="the model that predicted them")
+    _add_checkpoint(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for nnUNetv2_ensemble")
+
+
+def export_nnunet_preprocessed(parser: argparse.ArgumentParser) -> None:
+    """`segpipe export-nnunet-preprocessed --out nnUNet_preprocessed`."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="nnU-Net's nnUNet_preprocessed; the dataset is new there",
+    )
+    parser.add_argument("--configurations", type=comma_separated, help="2d,3d_fullres; default: those of params.yaml")
+    _add_params(parser)
+
+
+def comma_separated(text: str) -> list[str]:
+    """The parts of `0,1`, at least one. Raises argparse.ArgumentTypeError where there is none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise argparse.ArgumentTypeError("at least one")
+    return parts
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError("above 0, at most 1")
+    return value
+
+
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--params", type=Path, metavar="FILE", help="settings; default: params.yaml, here or of segpipe"
+    )
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", choices=("final", "best"), default="final", help="default: final")
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", choices=("raw", "averaged"), default="raw", help="averaged: those of train.ema")
