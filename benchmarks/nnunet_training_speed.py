@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,13 +21,14 @@ import torch
 from measuring import versions
 from training_worker import Clock, serve
 
-for unused in ("SimpleITK",):  # nnU-Net imports it to read images; none are read here, and it is larger than all else
-    if find_spec(unused) is None:
-        sys.modules[unused] = ModuleType(unused)
+try:
+    import SimpleITK  # noqa: F401
+except ImportError:  # nnU-Net reads images with it; none are read here, and it is larger than all that it needs besides
+    sys.modules["SimpleITK"] = ModuleType("SimpleITK")
 
-from batchgenerators.utilities.file_and_folder_operations import load_pickle  # noqa: E402
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2  # noqa: E402
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 REST_S, BUSY_SHARE = 0.5, 0.3  # a background process that computes less of that time only waits for room
 

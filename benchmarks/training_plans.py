@@ -78,11 +78,11 @@ PLANS = {
     ),
     "c": Plan(
         "2d", "2d", (12, 640, 640), (3.0, 1.0, 1.0), (512, 512), 12, 32, "plain", 3,
-        {"cpu": Amount(1, 4, 1, 1), "cuda": Amount(60, 40, 40, 5)}, {},
+        {"cpu": Amount(1, 8, 1, 1), "cuda": Amount(60, 40, 40, 5)}, {},
     ),
     "b": Plan(
         "128^3", "3d_fullres", (160, 160, 160), ISO, (128, 128, 128), 2, 32, "plain", 4,
-        {"cpu": Amount(1, 4, 1, 1), "cuda": Amount(60, 40, 40, 5)}, {},
+        {"cpu": Amount(1, 8, 1, 1), "cuda": Amount(60, 40, 40, 5)}, {},
     ),
     "d": Plan(
         "ResEnc-L", "3d_fullres", (192, 192, 192), ISO, (160, 160, 160), 2, 32, "ResEncL", 3,

@@ -1,6 +1,12 @@
-"""What training_speed.py found: ratios, overheads, tables for docs/benchmarks.md, targets that are missed."""
+"""What training_speed.py found: ratios, overheads, tables for docs/benchmarks.md, targets that are missed.
 
+python benchmarks/training_report.py results/training_speed_cpu.json      # the tables of a file, once more
+"""
+
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from measuring import spread, table
@@ -12,7 +18,7 @@ TARGETS: dict[str, dict[str, float]] = {
     "cpu": dict.fromkeys("eacb", 0.6),
     "cuda": {"b": 0.45, "a": 0.25},
 }
-HEADER = (
+HEADER = [
     "program",
     "s/step, real feeding",
     "steps/s",
@@ -20,8 +26,8 @@ HEADER = (
     "compute alone, s/step",
     "feeding overhead, %",
     "peak host, MiB",
-    "peak device, MiB",
-)
+]
+LAST = {"cpu": "compute alone, CPU s/step", "cuda": "peak device, MiB"}
 
 
 def compared(sides: dict[str, Any]) -> dict[str, Any]:
@@ -35,8 +41,7 @@ def compared(sides: dict[str, Any]) -> dict[str, Any]:
             found["overhead_percent"][name] = spread(100 * (real / compute - 1) for real, compute in pairs)
         if name != OURS:
             both = {mode: list(zip(rounds[OURS].get(mode, []), modes[mode], strict=False)) for mode in modes}
-            ratios = {mode: spread(ours / theirs for ours, theirs in pairs) for mode, pairs in both.items() if pairs}
-            found["ratios"][name] = ratios
+            found["ratios"][name] = {mode: spread(a / b for a, b in pairs) for mode, pairs in both.items() if pairs}
     trained = [(side["parameters"], side["batch"]) for side in sides.values() if "parameters" in side]
     found["same_network_and_batch"] = all(one == trained[0] for one in trained)
     return found
@@ -67,7 +72,7 @@ def _tables(content: dict[str, Any]) -> Iterator[str]:
         yield f"\n{plan['title']} (median, smallest to largest of {n_rounds} rounds{differ})\n"
         rows = [_row(name, side, plan) for name, side in plan["sides"].items()]
         rows += [_ratio_row(name, ratios, plan) for name, ratios in plan["ratios"].items() if ratios]
-        yield table(HEADER, rows)
+        yield table([*HEADER, LAST[content["device"]]], rows)
     for title, reason in content["not_measured"].items():
         yield f"\n{title}: {reason}"
 
@@ -75,7 +80,7 @@ def _tables(content: dict[str, Any]) -> Iterator[str]:
 def _row(name: str, side: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     if side["error"] or not side["seconds"]:
         last = (side["error"] or "no round finished").strip().splitlines()[-1]
-        return [name, f"failed: {last}", *[""] * (len(HEADER) - 2)]
+        return [name, f"failed: {last}", *[""] * (len(HEADER) - 1)]
     seconds, overhead = side["seconds"], plan["overhead_percent"].get(name)
     return [
         name,
@@ -85,18 +90,22 @@ def _row(name: str, side: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         _span(seconds["compute"]),
         _span(overhead, ".1f") if overhead else "",
         f"{side['host_peak_mib']:.0f}" if side["host_peak_mib"] else "not known",
-        f"{side['device_peak_mib']:.0f}" if side["device_peak_mib"] else "-",
+        f"{side['device_peak_mib']:.0f}" if side["device"] else _span(side["cpu_seconds"]["compute"]),
     ]
 
 
 def _ratio_row(name: str, ratios: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    memory = [
-        "" if None in pair or not all(pair) else f"{pair[0] / pair[1]:.2f}"
-        for key in ("host_peak_mib", "device_peak_mib")
-        for pair in [(plan["sides"][OURS][key], plan["sides"][name][key])]
+    ours, theirs = plan["sides"][OURS], plan["sides"][name]
+    on_device = ours["device"] is not None
+    pairs = [
+        (ours["host_peak_mib"], theirs["host_peak_mib"]),
+        (ours["device_peak_mib"], theirs["device_peak_mib"])
+        if on_device
+        else (ours["cpu_seconds"]["compute"]["median"], theirs["cpu_seconds"]["compute"]["median"]),
     ]
+    last = [f"{a / b:.2f}" if a and b else "" for a, b in pairs]
     real, feed, compute = (_span(ratios[mode], ".2f") if mode in ratios else "" for mode in ("real", "feed", "compute"))
-    return [f"**segpipe / {name}**", f"**{real}**", "", feed, compute, "", *memory]
+    return [f"**segpipe / {name}**", f"**{real}**", "", feed, compute, "", *last]
 
 
 def _verdicts(content: dict[str, Any]) -> Iterator[str]:
@@ -127,3 +136,7 @@ def _span(values: dict[str, Any], digits: str = "") -> str:
 def _number(value: float) -> str:
     """Three digits that count."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+if __name__ == "__main__":
+    print(report(json.loads(Path(sys.argv[1]).read_text())))

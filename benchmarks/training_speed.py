@@ -26,7 +26,7 @@ from typing import Any
 import measuring
 import training_report
 from training_plans import DEFAULT, PLANS, Amount, Plan, project
-from training_side import Side, nnunet_prepare, nnunet_side, segpipe_side
+from training_side import Answer, Side, nnunet_prepare, nnunet_side, segpipe_side
 
 from segpipe import digest
 
@@ -42,8 +42,7 @@ def measure(sides: list[Side], amount: Amount, device: str, end: float) -> dict[
     # what CUDA compiles and tunes takes a minute or more, in one thread
     for together in [sides] if device == "cuda" else [[side] for side in sides]:
         warm_up(together, WARM_STEPS[device])
-    seconds: dict[str, dict[str, list[float]]] = {side.name: {mode: [] for mode in MODES} for side in sides}
-    device_mib: dict[str, float | None] = {}
+    answers: dict[str, dict[str, list[Answer]]] = {side.name: {mode: [] for mode in MODES} for side in sides}
     longest = 0.0
     for number in range(amount.rounds):
         began = time.monotonic()
@@ -52,19 +51,24 @@ def measure(sides: list[Side], amount: Amount, device: str, end: float) -> dict[
         for mode in MODES:
             for side in sides if number % 2 == 0 else sides[::-1]:
                 answer = side.ask(mode, getattr(amount, mode))
-                if answer is not None:
-                    seconds[side.name][mode].append(answer["seconds"])
-                    device_mib[side.name] = answer["device_mib"]
+                answers[side.name][mode] += [] if answer is None else [answer]
         longest = max(longest, time.monotonic() - began)
+    return {side.name: (facts[side.name] or {}) | summed_up(side, answers[side.name]) for side in sides}
+
+
+def summed_up(side: Side, answers: dict[str, list[Answer]]) -> dict[str, Any]:
+    """Spreads over the rounds."""
+
+    def spreads(key: str) -> dict[str, Any]:
+        return {mode: measuring.spread(one[key] for one in found) for mode, found in answers.items() if found}
+
+    device_mib = [one["device_mib"] for found in answers.values() for one in found if one["device_mib"]]
     return {
-        side.name: {
-            **(facts[side.name] or {}),
-            "error": side.error,
-            "seconds": {mode: measuring.spread(values) for mode, values in seconds[side.name].items() if values},
-            "host_peak_mib": side.peak_mib or None,
-            "device_peak_mib": device_mib.get(side.name),
-        }
-        for side in sides
+        "error": side.error,
+        "seconds": spreads("seconds"),
+        "cpu_seconds": spreads("cpu_seconds"),
+        "host_peak_mib": side.peak_mib or None,
+        "device_peak_mib": max(device_mib, default=None),
     }
 
 
@@ -142,6 +146,10 @@ def run(args: argparse.Namespace, work: Path) -> None:
     }
     datasets = prepared(args, keys, work)
     for index, key in enumerate(keys):
+        if index and time.monotonic() > end:
+            content["not_measured"][PLANS[key].described] = "no time was left"
+            digest.write_json(args.out, content)
+            continue
         shares = [PLANS[other].share for other in keys[index:]]
         until = time.monotonic() + (end - time.monotonic()) * shares[0] / sum(shares)
         print(f"{PLANS[key].described} ...", file=sys.stderr, flush=True)

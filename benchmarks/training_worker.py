@@ -1,7 +1,8 @@
 """What both sides of training_speed.py have in common: a process that measures when it is told to.
 
-It reads one JSON object per line from stdin, {"mode": "real", "steps": 2}, and answers with one line: seconds per step.
-Needs torch and the standard library only, since it runs in the environments of both programs.
+It reads one JSON object per line from stdin, {"mode": "real", "steps": 2}, and answers with one line: seconds per step,
+of the clock on the wall and of all threads of this process. Needs torch and the standard library only, since it runs
+in the environments of both programs.
 """
 
 import contextlib
@@ -27,16 +28,17 @@ class Clock:
 
     def __init__(self, warm: int, steps: int) -> None:
         self.warm, self.steps, self.done = warm, steps, 0
-        self.started = self.seconds = 0.0
+        self.started = self.started_cpu = self.seconds = self.cpu_seconds = 0.0
 
     def tick(self) -> None:
         """Raises Over when all steps are done."""
         if self.done == self.warm:
             _synchronise()
-            self.started = time.perf_counter()
+            self.started, self.started_cpu = time.perf_counter(), time.process_time()
         if self.done == self.warm + self.steps:
             _synchronise()
             self.seconds = (time.perf_counter() - self.started) / self.steps
+            self.cpu_seconds = (time.process_time() - self.started_cpu) / self.steps
             raise Over
         self.done += 1
 
@@ -87,7 +89,7 @@ def _measure(program: Program, mode: str, steps: int) -> dict[str, Any]:
     with contextlib.suppress(Over):
         {"real": program.real, "feed": program.feed, "compute": program.compute}[mode](clock)
     device = None if program.on_cpu else torch.cuda.max_memory_allocated() / 2**20
-    return {"seconds": clock.seconds, "device_mib": device}
+    return {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "device_mib": device}
 
 
 def _synchronise() -> None:

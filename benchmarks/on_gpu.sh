@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# All that needs a GPU, in one call of at most ten minutes: tests, training speed beside nnU-Net, a profile.
+#
+#     bash benchmarks/on_gpu.sh [FOLDER]          # results go to FOLDER, to $OUT, or to benchmarks/results/gpu
+#
+# For a machine that has python3 with torch, triton and the usual scientific packages, but nothing to download from. What
+# it lacks travels as wheels in .whl/, made before, where packages can be had, for its Python 3.12 (20 MB):
+#
+#     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+#         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_24_x86_64 \
+#         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .whl \
+#         pydantic==2.14.3 pydantic_core==2.50.4 annotated-types==0.8.0 typing-inspection==0.4.5 nibabel==5.4.2 \
+#         blosc2==4.14.1 ndindex==1.10.1 numexpr==2.14.2 connected-components-3d==4.1.1 graphviz==0.21 yacs==0.1.8
+#     pip wheel --no-deps -w .whl nnunetv2==2.8.1 batchgenerators==0.25.5 batchgeneratorsv2==0.3.6 acvl_utils==0.2.6 \
+#         dynamic_network_architectures==0.4.4
+#
+# SimpleITK is left out on purpose (50 MB): nnunet_training_speed.py does without it.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+out=${1:-${OUT:-benchmarks/results/gpu}}
+mkdir -p "$out"
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+site=$(mktemp -d)
+if [ -d .whl ]; then
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl || exit
+fi
+export PYTHONPATH="$site:$PWD"
+peer=()
+python3 -c 'import nnunetv2' 2>"$out/nnunet_import.log" && peer=(--nnunet-python python3)
+
+if grep -q '"cuda' pyproject.toml; then
+    wanted=(-m cuda --continue-on-collection-errors tests)
+else
+    wanted=(tests/test_device.py tests/test_feed.py tests/test_augment.py tests/test_loop.py)
+fi
+timeout 110 python3 -m pytest -q "${wanted[@]}" 2>&1 | tee "$out/tests.log" | tail -n 15
+
+timeout 400 python3 benchmarks/training_speed.py --device cuda --seconds 330 "${peer[@]}" \
+    --out "$out/training_speed_cuda.json" 2>&1 | tee "$out/training_speed_cuda.md"
+[ "${PIPESTATUS[0]}" = 0 ] || python3 benchmarks/training_report.py "$out/training_speed_cuda.json" # what it got to
+
+timeout 60 python3 benchmarks/training_profile.py --device cuda --plans b,a --steps 5 2>&1 | tee "$out/profile_cuda.md"
+rm -r "$site"
