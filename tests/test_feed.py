@@ -1,16 +1,19 @@
 """Batches: pure functions of their number, the same for any number of threads, and what is in them."""
 
+import contextlib
+import re
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from memory import Cases, Store, feed, feed_of
+from memory import Cases, Store, feed, feed_of, run, training, weights
 from tiny import FOUR, labels_of, params, planned, random_case, stored_case
 
 from segpipe.training import augment, previous, tiers
-from segpipe.training.feed import Feed, ahead
+from segpipe.training.feed import Feed, ahead, arriving
+from segpipe.training.held import HeldCase, Place
 
 pytest_plugins = ["phantom_fixtures"]
 
@@ -106,6 +109,143 @@ def test_batches_that_nobody_waits_for_any_more_are_not_made(threads):
     gate_opens.join()
     assert threading.active_count() == before
     assert len(made) <= 1 + threads
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_says_which_case_and_where_in_it(monkeypatch, threads):
+    one, whole = feed(train__augment=False), HeldCase.read
+    bad = one.held.cases["c2"]
+    monkeypatch.setattr(HeldCase, "read", lambda case, box: whole(case, box if case is not bad else None))
+    with pytest.raises(AttributeError) as error:
+        list(ahead(one.training, range(20), 3, threads))
+    (note,) = error.value.__notes__
+    found = re.fullmatch(r"in a batch of case c2, voxels \[(.+), (.+), (.+)\] to \[(.+), (.+), (.+)\]", note)
+    numbers = [int(number) for number in found.groups()]
+    assert [end - start for start, end in zip(numbers[:3], numbers[3:], strict=True)] == [8, 8, 8]
+    assert "read_patch" in [entry.name for entry in error.traceback]
+
+
+def test_an_error_with_all_samples_names_all(monkeypatch):
+    monkeypatch.setattr(augment, "apply", lambda *_: 1 / 0)
+    one = feed()
+    with pytest.raises(ZeroDivisionError) as error:
+        one.training(5)
+    names = re.findall(r"case (c\d), voxels", error.value.__notes__[0])
+    assert len(names) == 2
+
+
+# on a device: made on a stream of their own, which nothing waits for on the host
+
+
+class Streams:
+    """Stands for the streams of a device: what is asked of them, in order."""
+
+    def __init__(self, monkeypatch):
+        self.log, self.entered = [], []
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(self, "training"))
+        kept = lambda tensor, stream: self.log.append(("kept", tensor.shape, stream.name))  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, "record_stream", kept)
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.entered.append(stream.name)
+        yield
+        self.entered.pop()
+
+
+class Stream:
+    def __init__(self, streams, name):
+        self.streams, self.name = streams, name
+
+    def record_event(self):
+        event = Event(self.streams, (self.name, len(self.streams.log)))
+        self.streams.log.append(("event", event.name, tuple(self.streams.entered)))
+        return event
+
+    def wait_event(self, event):
+        self.streams.log.append(("waits", self.name, event.name))
+
+
+class Event:
+    def __init__(self, streams, name):
+        self.streams, self.name = streams, name
+
+    def synchronize(self):
+        self.streams.log.append(("host waits", self.name))
+
+
+def test_a_batch_is_made_on_the_stream_beside_and_ends_with_an_event(monkeypatch):
+    streams = Streams(monkeypatch)
+    one = replace(feed(), stream=Stream(streams, "beside"))
+    read = HeldCase.read
+    monkeypatch.setattr(HeldCase, "read", lambda *given: streams.log.append("read") or read(*given))
+    whole = torch.Tensor.long
+    monkeypatch.setattr(torch.Tensor, "long", lambda given: streams.log.append(list(streams.entered)) or whole(given))
+    batch = one.training(0)
+    assert streams.log == ["read", "read", ["beside"], ("event", ("beside", 3), ("beside",))]
+    assert batch.made.name == ("beside", 3)
+    assert same(batch, feed().training(0))
+
+
+def test_what_uses_a_batch_waits_for_it_on_its_stream_and_keeps_its_memory(monkeypatch):
+    streams = Streams(monkeypatch)
+    one = feed()
+    one.store.cases.partly = {"c0": ["two"]}
+    batch = replace(one, stream=Stream(streams, "beside")).training(0)
+    before = len(streams.log)
+    assert batch.on(torch.device("cuda")) is batch
+    waits, *kept = streams.log[before:]
+    assert waits == ("waits", "training", batch.made.name)
+    assert kept == [("kept", part.shape, "training") for part in (batch.image, batch.label, batch.known)]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_host_is_at_most_so_many_steps_ahead_of_the_device(monkeypatch, depth):
+    streams = Streams(monkeypatch)
+    one, step_of = replace(feed(), stream=Stream(streams, "beside")), {}
+    for step, batch in enumerate(arriving(ahead(one.training, range(8), depth, 0), torch.device("cuda"), depth)):
+        assert streams.log[-2][:2] == ("kept", batch.image.shape)
+        streams.log.append(("step", step))
+    begun = {entry[1]: streams.log[i - 1] for i, entry in enumerate(streams.log) if entry[0] == "event"}
+    for entry in streams.log:
+        if entry[0] == "step":
+            step_of["now"] = entry[1]
+        if entry[0] == "host waits":
+            step_of[begun[entry[1]][1]] = step_of["now"]
+    assert {before: now for before, now in step_of.items() if before != "now"} == {
+        i: i + depth for i in range(8 - depth)
+    }
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_training_waits_for_each_batch_before_it_uses_it(monkeypatch, threads):
+    """Training batches, those of a validation, and the same bits as without streams."""
+    plain = run(training(train__epochs=2))
+    streams, one = Streams(monkeypatch), training(train__epochs=2, runtime__feed_threads=threads)
+    forward = one.forward
+    one.feed = replace(one.feed, stream=Stream(streams, "beside"))
+    one.forward = lambda *given: streams.log.append("forward") or forward(*given)
+    assert run(one).rows == plain.rows
+    assert torch.equal(weights(one.network), weights(plain.network))
+    own = [entry[0] for entry in streams.log if entry == "forward" or entry[0] in ("waits", "kept")]
+    assert own == ["waits", "kept", "kept", "f"] * (2 * (3 + 2))
+
+
+def test_nothing_about_a_batch_on_a_device_asks_the_device():
+    """`meta` tensors have no values: what would wait for one fails, and so does what mixes devices."""
+    meta = torch.device("meta")
+    place = Place(meta, torch.int8, meta, pin=False)
+    for plan in (planned(), planned([8, 12])):
+        one = feed(plan, train__augment=False)
+        cases = {name: HeldCase.of(one.store.open(name), place) for name in one.held.cases}
+        one = replace(one, held=replace(one.held, cases=cases, place=place))
+        one.store.cases.partly = {"c0": ["two"]}
+        for batch in (one.training(0), one.training(1), one.validation(0)):
+            expected = feed(plan, train__augment=False).training(0)
+            for part, like in ((batch.image, expected.image), (batch.label, expected.label)):
+                assert (part.device, part.shape, part.dtype) == (meta, like.shape, like.dtype)
+            assert batch.known.device == meta
 
 
 # what a batch is

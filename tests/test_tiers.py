@@ -69,7 +69,7 @@ def test_what_is_asked_for_is_taken_where_it_fits_at_all(wanted, on, device_free
 def test_what_is_asked_for_and_does_not_fit_is_refused(wanted, on, there, found, expected):
     with pytest.raises(SegpipeError) as error:
         choose(wanted, on, there)
-    what, where, *rest = str(error.value).splitlines()
+    _, where, *rest = str(error.value).splitlines()
     assert where.endswith(f"params.yaml: runtime.feeding: {wanted}")
     assert [found in rest[0], expected in rest[1]] == [True, True]
     assert "runtime.feeding: auto" in rest[2]
