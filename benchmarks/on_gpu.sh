@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one call of at most ten minutes: tests, training speed beside nnU-Net, a profile.
 #
-#     bash benchmarks/on_gpu.sh [FOLDER]          # results go to FOLDER, to $OUT, or to benchmarks/results/gpu
+#     OUT=FOLDER bash benchmarks/on_gpu.sh [OPTIONS OF training_speed.py]
+#     OUT=FOLDER bash benchmarks/on_gpu.sh --plans b,a --variant compile=never --variant compile=graphs
 #
+# Results go to FOLDER, or to benchmarks/results/gpu.
 # For a machine that has python3 with torch, triton and the usual scientific packages, but nothing to download from. What
 # it lacks travels as wheels in .whl/, made before, where packages can be had, for its Python 3.12 (20 MB):
 #
@@ -17,7 +19,7 @@
 # SimpleITK is left out on purpose (50 MB): nnunet_training_speed.py does without it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
-out=${1:-${OUT:-benchmarks/results/gpu}}
+out=${OUT:-benchmarks/results/gpu}
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 site=$(mktemp -d)
@@ -36,7 +38,7 @@ fi
 timeout 110 python3 -m pytest -q "${wanted[@]}" 2>&1 | tee "$out/tests.log" | tail -n 15
 
 timeout 400 python3 benchmarks/training_speed.py --device cuda --seconds 330 "${peer[@]}" \
-    --out "$out/training_speed_cuda.json" 2>&1 | tee "$out/training_speed_cuda.md"
+    --out "$out/training_speed_cuda.json" "$@" 2>&1 | tee "$out/training_speed_cuda.md"
 [ "${PIPESTATUS[0]}" = 0 ] || python3 benchmarks/training_report.py "$out/training_speed_cuda.json" # what it got to
 
 timeout 60 python3 benchmarks/training_profile.py --device cuda --plans b,a --steps 5 2>&1 | tee "$out/profile_cuda.md"

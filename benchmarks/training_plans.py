@@ -70,23 +70,23 @@ HIPPOCAMPUS, FULL = (36, 50, 35), (40, 56, 40)
 PLANS = {
     "e": Plan(
         "cut-down Hippocampus", "3d_fullres", HIPPOCAMPUS, ISO, FULL, 2, 16, "plain", 1,
-        {"cpu": Amount(3, 20, 3, 5), "cuda": Amount(100, 60, 100, 5)}, {},
+        {"cpu": Amount(3, 20, 3, 5), "cuda": Amount(60, 40, 60, 5)}, {},
     ),
     "a": Plan(
         "Hippocampus", "3d_fullres", HIPPOCAMPUS, ISO, FULL, 9, 32, "plain", 2,
-        {"cpu": Amount(1, 10, 1, 3), "cuda": Amount(100, 60, 100, 5)}, {},
+        {"cpu": Amount(1, 10, 1, 3), "cuda": Amount(60, 40, 60, 5)}, {},
     ),
     "c": Plan(
         "2d", "2d", (12, 640, 640), (3.0, 1.0, 1.0), (512, 512), 12, 32, "plain", 3,
-        {"cpu": Amount(1, 8, 1, 1), "cuda": Amount(60, 40, 40, 5)}, {},
+        {"cpu": Amount(1, 8, 1, 1), "cuda": Amount(30, 20, 20, 5)}, {},
     ),
     "b": Plan(
         "128^3", "3d_fullres", (160, 160, 160), ISO, (128, 128, 128), 2, 32, "plain", 4,
-        {"cpu": Amount(1, 8, 1, 1), "cuda": Amount(60, 40, 40, 5)}, {},
+        {"cpu": Amount(1, 8, 1, 1), "cuda": Amount(30, 20, 20, 5)}, {},
     ),
     "d": Plan(
         "ResEnc-L", "3d_fullres", (192, 192, 192), ISO, (160, 160, 160), 2, 32, "ResEncL", 3,
-        {"cuda": Amount(30, 20, 20, 5)},
+        {"cuda": Amount(16, 10, 10, 5)},
         {"cpu": "not measured: about 25 GB in float32, and minutes per step"},
     ),
 }  # fmt: skip

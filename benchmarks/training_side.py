@@ -101,11 +101,17 @@ def _pss_mib(pid: int) -> float:
     return total / 2**20
 
 
-def segpipe_side(project: Path, configuration: str) -> Side:
-    """segpipe on a project."""
+def segpipe_side(project: Path, configuration: str, variant: str = "") -> Side:
+    """segpipe on a project. variant : what it has in place of settings of `runtime`, with commas: compile=graphs"""
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, HERE / "segpipe_training_speed.py", project, configuration]
-    return Side("segpipe", command, {"PYTHONPATH": path}, project)
+    command = [
+        sys.executable,
+        HERE / "segpipe_training_speed.py",
+        project,
+        configuration,
+        *filter(None, variant.split(",")),
+    ]
+    return Side(f"segpipe, {variant}" if variant else "segpipe", command, {"PYTHONPATH": path}, project)
 
 
 def nnunet_side(

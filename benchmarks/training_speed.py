@@ -90,7 +90,7 @@ def start(args: argparse.Namespace, plan: Plan, folder: Path, dataset: Path, sta
         for compiled in [None] if args.device == "cpu" else [None, False]:
             given = (args.nnunet_python, dataset, plan.configuration, args.device, threads)
             sides.append(nnunet_side(*given, compiled))
-    sides.append(segpipe_side(folder, plan.configuration))
+    sides += [segpipe_side(folder, plan.configuration, variant) for variant in ["", *args.variant]]
     for side in sides:
         stack.callback(side.close)
     return sides
@@ -108,6 +108,12 @@ def arguments() -> argparse.Namespace:
         "--seconds", type=float, help="for all plans together, which share it; a first round is complete"
     )
     parser.add_argument("--threads", type=int, default=measuring.n_cores(), help="of a step; default: all cores")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        help="segpipe once more with other settings of runtime: compile=graphs",
+    )
     parser.add_argument("--work", type=Path, help="scratch folder; default: a temporary one")
     parser.add_argument("--out", type=Path, help="JSON; default: results/training_speed_<device>.json")
     return parser.parse_args()
