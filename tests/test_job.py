@@ -495,7 +495,10 @@ def test_times_and_messages_are_kept_beside_the_results(prepared, undisturbed, t
     assert run["start"] == "starts"
     assert run["resumed_after_epoch"] == run["resumed_after_step"] == 0
     assert run["runtime"]["prefetch"] == 4
+    assert run["feeding"]["tier"] == "file"
+    assert run["feeding"]["dataset_bytes"] > 5 * 1000 * 5
     log = (state / "train.log").read_text()
+    assert log.count("feeding from tier file: cases of ") == 1
     at = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
     assert re.search(rf"{at}training 3d_fullres fold 0: starts \(cpu, float32, digest {state.name}\)$", log, re.M)
     assert re.search(
@@ -774,6 +777,16 @@ def test_the_log_says_why_a_training_ended(prepared, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         train(prepared, tmp_path, params(**SHORT))
     assert log.read_text().endswith("ZeroDivisionError: division by zero\n")
+
+    def fit(*_):
+        error = ValueError("broken")
+        error.add_note("in a batch of case a")
+        raise error
+
+    monkeypatch.setattr(loop, "fit", fit)
+    with pytest.raises(ValueError, match="broken"):
+        train(prepared, tmp_path, params(**SHORT))
+    assert log.read_text().endswith("ValueError: broken\nin a batch of case a\n")
     assert "the training diverged" in log.read_text()  # appended
 
 

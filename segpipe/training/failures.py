@@ -16,7 +16,8 @@ def out_of_memory(error: torch.OutOfMemoryError, planned: Configuration) -> Segp
             where=f"batches of {planned.batch_size} patches of {planned.patch_size} voxels",
             found=str(error).partition(". ")[0],
             expected="what plan.gpu_memory_gb of params.yaml says, free for this training",
-            cure="free the device, lower plan.gpu_memory_gb, or lower the batch size and raise train.accumulate",
+            cure="free the device, feed from elsewhere (runtime.feeding: host), lower plan.gpu_memory_gb, or lower the "
+            "batch size and raise train.accumulate",
         )
     )
 
