@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
-from tiny import DATA, held_case, held_random_case, planned
+from tiny import DATA, held_case, held_random_case
 from torch.nn.functional import grid_sample
 
-from segpipe.training import augment, intensity
 from segpipe.training.augment import Geometry, draw_mirror, draw_spatial, read_patch
 from segpipe.training.held import PADDING_LABEL, HeldCase
-from segpipe.training.sampling import Box, draw_box, generator
+from segpipe.training.sampling import Box, generator
 
 ORACLE = np.load(DATA / "augment_oracle.npz")
 REACHES = [name.removeprefix("reach_") for name in ORACLE if name.startswith("reach_")]
@@ -235,60 +234,3 @@ def test_labels_are_voted_for_not_interpolated(patch):
         _, voted = read_patch(case, Box((-2, 3, 1), geometry.reach), geometry, matrix)
         assert set(np.unique(voted)) <= {PADDING_LABEL, 0, 9}
         assert {0, 9} <= set(np.unique(voted))
-
-
-def augmented_patch(rng, case, box, geometry):
-    """A batch of one."""
-    drawn = augment.draw(rng, len(case.image), geometry)
-    image, maps = read_patch(case, box, geometry, drawn.matrix)
-    images, maps = augment.apply(image[None], maps[None], [drawn], geometry, [False] * len(image))
-    return images[0], maps[0]
-
-
-# ---- all together ----------------------------------------------------------------------------------------------------
-
-
-def test_a_sample_is_read_then_changed_then_mirrored(monkeypatch):
-    case, geometry, box = (
-        held_random_case((20, 20, 20), 2),
-        Geometry.of((8, 8, 8), [0, 2]),
-        Box((1, 2, 3), (14, 14, 14)),
-    )
-    seen = []
-    monkeypatch.setattr(intensity, "apply", lambda image, drawn, in_plane: seen.append(image) or image + 100)
-    cases_seen = set()
-    for step in range(40):
-        rng = generator(0, 0, step, 0)
-        image, label = augmented_patch(rng, case, box, geometry)
-        rng = generator(0, 0, step, 0)
-        matrix = draw_spatial(rng, geometry)
-        intensity.draw(rng, 2, 3)
-        axes = draw_mirror(rng, geometry.mirror_axes)
-        plain, plain_label = read_patch(case, box, geometry, matrix)
-        assert torch.equal(seen[-1], plain)
-        assert torch.equal(image, (plain + 100).flip([axis + 1 for axis in axes]))
-        assert torch.equal(label[0], plain_label[0].flip(axes))
-        cases_seen.add((matrix is None, axes))
-    assert len(cases_seen) > 5  # rotated and not, all mirrorings
-
-
-@pytest.mark.parametrize("shape", [(1, 2, 3), (3, 50, 5), (9, 1, 40)])
-@pytest.mark.parametrize("patch", [(8, 8, 8), (4, 16, 16), (8, 8)])
-def test_volumes_of_any_size_can_be_read(shape, patch):
-    case, geometry = held_random_case(shape), Geometry.of(patch, None)
-    margin = [outer - inner for outer, inner in zip(geometry.reach, geometry.patch_size, strict=True)]
-    for step in range(150):
-        rng = generator(0, 0, step, 0)
-        image, label = augmented_patch(rng, case, draw_box(rng, case, geometry.reach, margin, step % 2 > 0), geometry)
-        assert image.shape == (1, *geometry.patch_size)
-        assert label.shape == (1, *geometry.patch_size)
-        assert image.isfinite().all()
-
-
-def test_2d_patches_have_one_slice():
-    geometry = Geometry.of(planned([8, 10]).patch_size, None)
-    case = held_random_case((5, 20, 20))
-    for step in range(10):
-        image, label = augmented_patch(generator(0, 0, step, 0), case, Box((2, 1, 1), geometry.reach), geometry)
-        assert image.shape == (1, 1, 8, 10)
-        assert label.shape == (1, 1, 8, 10)

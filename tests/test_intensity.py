@@ -8,38 +8,69 @@ from scipy.stats import kstest
 from tiny import DATA
 
 from segpipe.training import intensity
+from segpipe.training.intensity import TRANSFORMS
 from segpipe.training.sampling import generator
 
 ORACLE = np.load(DATA / "augment_oracle.npz")
 PATCH = torch.from_numpy(ORACLE["patch"])
 
-# the parameters of data/make_augment_oracle.py
+# the parameters of data/make_augment_oracle.py: transform, a value for each channel, whether flat
 APPLIED = {
-    "blur": lambda x: intensity.apply_blur(x, [None, np.array([0.55, 0.75, 0.97])]),
-    "blur_2d": lambda x: intensity.apply_blur(x[:, :1], [None, np.array([0.62, 0.91])]),
-    "brightness": lambda x: intensity.apply_brightness(x, [0.8, 1.2]),
-    "contrast": lambda x: intensity.apply_contrast(x, [0.78, 1.24]),
-    "low_resolution": lambda x: intensity.apply_low_resolution(x, [None, 0.57], in_plane=False),
-    "low_resolution_in_plane": lambda x: intensity.apply_low_resolution(x, [None, 0.57], in_plane=True),
-    "gamma": lambda x: intensity.apply_gamma(x, [0.72, 1.43], invert=False),
-    "gamma_inverted": lambda x: intensity.apply_gamma(x, [0.72, 1.43], invert=True),
+    "blur": ("blur", [None, np.array([0.55, 0.75, 0.97])], False),
+    "blur_2d": ("blur", [None, np.array([0.62, 0.91])], False),
+    "brightness": ("brightness", [0.8, 1.2], False),
+    "contrast": ("contrast", [0.78, 1.24], False),
+    "low_resolution": ("low_resolution", [None, 0.57], False),
+    "low_resolution_in_plane": ("low_resolution", [None, 0.57], True),
+    "gamma": ("gamma", [0.72, 1.43], False),
+    "gamma_inverted": ("inverted_gamma", [0.72, 1.43], False),
 }
 
 
+def on_host(name, image, values, in_plane=False):
+    """One sample, as it is done on the CPU: channel by channel where something is drawn."""
+    return intensity.change(image.clone()[None], TRANSFORMS[name], values, in_plane)[0]
+
+
+def on_device(name, image, values, in_plane=False):
+    """One sample, as it is done elsewhere: all channels at once."""
+    parameters = intensity.stacked(TRANSFORMS[name], values, tuple(image.shape[1:]), in_plane)
+    chosen = torch.tensor([value is not None for value in values])
+    return intensity.change_all(TRANSFORMS[name].change, image, chosen, *parameters)
+
+
+BOTH = pytest.mark.parametrize("changed", [on_host, on_device])
+
+
+@BOTH
 @pytest.mark.parametrize("name", APPLIED)
-def test_results_are_batchgeneratorsv2s(name):
-    before = PATCH.clone()
-    result = APPLIED[name](PATCH)
+def test_results_are_batchgeneratorsv2s(name, changed):
+    image = PATCH[:, : len(ORACLE[name][0])].clone()
+    result = changed(APPLIED[name][0], image, *APPLIED[name][1:])
     assert np.allclose(result, ORACLE[name], atol=2e-6)
-    assert torch.equal(PATCH, before)  # the input is left alone
-    assert not np.allclose(result[1], PATCH[1, : result.shape[1]], atol=1e-2)
+    assert not np.allclose(result[1], image[1], atol=1e-2)
+    assert torch.equal(image, PATCH[:, : len(image[0])])  # of all channels at once nothing is changed in place
+
+
+@pytest.mark.parametrize("name", APPLIED)
+@pytest.mark.parametrize("shape", [(2, 12, 13, 9), (2, 1, 17, 8), (2, 2, 9, 11), (2, 3, 3, 4)])
+def test_all_channels_at_once_are_as_one_by_one(name, shape):
+    """Also where a patch is too small to reflect a blur's whole width, and channels that were not drawn stay."""
+    name, values, in_plane = APPLIED[name]
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    alone, together = on_host(name, image, values, in_plane), on_device(name, image, values, in_plane)
+    assert torch.allclose(alone, together, atol=1e-6)
+    assert alone.isfinite().all()
+    for channel, value in enumerate(values):
+        assert torch.equal(together[channel], image[channel]) == (value is None)
+        assert torch.equal(alone[channel], image[channel]) == (value is None)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 0.66, 0.67, 0.75, 0.99])
 def test_blur_is_a_gaussian_that_keeps_the_sum(sigma):
     image = torch.zeros(1, 15, 15, 15)
     image[0, 7, 7, 7] = 1
-    blurred = intensity.apply_blur(image, [np.full(3, sigma)])
+    blurred = on_host("blur", image, [np.full(3, sigma)])
     assert blurred.sum() == pytest.approx(1, abs=1e-5)
     assert np.allclose(blurred[0], gaussian_filter(image[0].numpy(), sigma, truncate=6), atol=0.01)
     # as many taps as nnU-Net takes: 3 to 7
@@ -49,7 +80,7 @@ def test_blur_is_a_gaussian_that_keeps_the_sum(sigma):
 @pytest.mark.parametrize("invert", [False, True])
 @pytest.mark.parametrize("gammas", [[0.7, 1.5], [1.0, 0.9]])
 def test_gamma_keeps_mean_and_deviation(invert, gammas):
-    bent = intensity.apply_gamma(PATCH, gammas, invert)
+    bent = on_host("inverted_gamma" if invert else "gamma", PATCH, gammas)
     assert torch.allclose(bent.mean((1, 2, 3)), PATCH.mean((1, 2, 3)), atol=1e-5)
     assert torch.allclose(bent.std((1, 2, 3)), PATCH.std((1, 2, 3)), atol=1e-5)
     # a monotonous curve
@@ -58,39 +89,43 @@ def test_gamma_keeps_mean_and_deviation(invert, gammas):
 
 def test_gamma_above_one_darkens_the_middle_and_inverted_brightens_it():
     ramp = torch.linspace(0, 1, 101).view(1, 101, 1, 1)
-    middle = [float(intensity.apply_gamma(ramp, [1.5], invert)[0, 50]) for invert in (False, True)]
+    middle = [float(on_host(name, ramp, [1.5])[0, 50]) for name in ("gamma", "inverted_gamma")]
     assert middle[0] < 0.5 - 0.02
     assert middle[1] > 0.5 + 0.02
 
 
 def test_factor_one_changes_nothing():
-    ones = [1.0, 1.0]
-    assert torch.equal(intensity.apply_brightness(PATCH, ones), PATCH)
-    assert torch.allclose(intensity.apply_contrast(PATCH, ones), PATCH, atol=1e-6)
-    assert torch.allclose(intensity.apply_gamma(PATCH, ones, invert=False), PATCH, atol=1e-5)
-    assert torch.allclose(intensity.apply_gamma(PATCH, ones, invert=True), PATCH, atol=1e-5)
-    assert torch.allclose(intensity.apply_low_resolution(PATCH, ones, in_plane=False), PATCH, atol=1e-6)
+    for name in set(TRANSFORMS) - {"blur"}:
+        assert torch.allclose(on_host(name, PATCH, [1.0, 1.0]), PATCH, atol=1e-5)
 
 
 def test_contrast_stays_within_the_channels_range():
-    stretched = intensity.apply_contrast(PATCH, [1.25, 1.25])
+    stretched = on_host("contrast", PATCH, [1.25, 1.25])
     assert torch.equal(stretched.amin((1, 2, 3)), PATCH.amin((1, 2, 3)))
     assert torch.equal(stretched.amax((1, 2, 3)), PATCH.amax((1, 2, 3)))
     assert (stretched.std((1, 2, 3)) > PATCH.std((1, 2, 3))).all()
 
 
-def test_a_constant_channel_stays_finite():
+@BOTH
+@pytest.mark.parametrize("name", ["contrast", "gamma", "inverted_gamma"])
+def test_a_constant_channel_stays_as_it_is(name, changed):
     constant = torch.full((1, 8, 8, 8), 3.0)
-    for apply in (lambda x: intensity.apply_gamma(x, [1.4], True), lambda x: intensity.apply_contrast(x, [1.2])):
-        assert torch.allclose(apply(constant), constant)
+    assert torch.allclose(changed(name, constant, [1.4]), constant)
 
 
 def test_noise_has_its_deviation_and_is_decided_by_its_seed():
     image = torch.zeros(2, 40, 40, 40)
-    noisy = intensity.apply_noise(image, (0.07, 5))
+
+    def with_noise(seed):
+        images = torch.stack([image, image])
+        intensity.add_noise(images, [None, (0.07, seed)])
+        assert torch.equal(images[0], image)
+        return images[1]
+
+    noisy = with_noise(5)
     torch.manual_seed(99)
-    assert torch.equal(noisy, intensity.apply_noise(image, (0.07, 5)))
-    assert not torch.equal(noisy, intensity.apply_noise(image, (0.07, 6)))
+    assert torch.equal(noisy, with_noise(5))
+    assert not torch.equal(noisy, with_noise(6))
     assert noisy.std() == pytest.approx(0.07, rel=0.02)
     assert abs(float(noisy.mean())) < 0.001
     assert not torch.equal(noisy[0], noisy[1])
@@ -176,17 +211,22 @@ def test_what_happens_does_not_shift_later_numbers():
 # ---- order -----------------------------------------------------------------------------------------------------------
 
 
+def drawn_of(**values):
+    return {**dict.fromkeys(PROBABILITIES), **values}
+
+
 def test_transforms_are_applied_in_nnunets_order(monkeypatch):
-    order = []
-    for name in ("noise", "blur", "brightness", "contrast", "low_resolution"):
-        monkeypatch.setattr(intensity, f"apply_{name}", lambda image, *_, name=name, **__: order.append(name) or image)
-    monkeypatch.setattr(
-        intensity, "apply_gamma", lambda image, _, invert: order.append("inverted" if invert else "gamma") or image
-    )
-    everything = {name: [1.0] for name in PROBABILITIES}
-    intensity.apply(PATCH, everything, in_plane=False)
-    assert order == ["noise", "blur", "brightness", "contrast", "low_resolution", "inverted", "gamma"]
+    order, named = [], {id(transform): name for name, transform in TRANSFORMS.items()}
+    monkeypatch.setattr(intensity, "add_noise", lambda *_: order.append("noise"))
+    monkeypatch.setattr(intensity, "change", lambda images, transform, *_: order.append(named[id(transform)]) or images)
+    intensity.apply(PATCH[None], [drawn_of(**{name: [1.0, 1.0] for name in TRANSFORMS})], in_plane=False)
+    assert order == ["noise", "blur", "brightness", "contrast", "low_resolution", "inverted_gamma", "gamma"]
 
 
-def test_nothing_drawn_changes_nothing():
-    assert torch.equal(intensity.apply(PATCH, dict.fromkeys(PROBABILITIES), in_plane=False), PATCH)
+def test_every_sample_and_channel_gets_what_was_drawn_for_it():
+    batch = torch.stack([PATCH, PATCH + 1, PATCH * 2])
+    drawn = [drawn_of(brightness=[0.8, 1.2]), drawn_of(), drawn_of(gamma=[0.9, 1.3], low_resolution=[None, 0.7])]
+    result = intensity.apply(batch.clone(), drawn, in_plane=False)
+    assert torch.equal(result[0], on_host("brightness", batch[0], [0.8, 1.2]))
+    assert torch.equal(result[1], batch[1])
+    assert torch.equal(result[2], on_host("gamma", on_host("low_resolution", batch[2], [None, 0.7]), [0.9, 1.3]))

@@ -1,8 +1,9 @@
-"""nnU-Net's augmentation of one sample: rotate and scale, intensities, mirror (nnUNetTrainer.get_training_transforms).
+"""nnU-Net's augmentation: rotate and scale, intensities, mirror (nnUNetTrainer.get_training_transforms).
 
 Each transform is a pair: `draw_*` takes random numbers and returns parameters, or None where it does not happen;
 `apply_*` is a function of its arguments. Parameters are drawn first, so only the voxels that a sample needs are read:
-two thirds of the samples are neither rotated nor scaled and are read as they are.
+two thirds of the samples are neither rotated nor scaled and are read as they are. A sample is read on its own; all
+else happens to the whole batch, on the device where it lies.
 
 Images are (C, Z, Y, X) float32 tensors; maps (M, Z, Y, X) int16 are the label and, in a cascade, what the stage before
 segmented. 2d patches have one slice.
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import grid_sample
 
 from segpipe.training import intensity
-from segpipe.training.held import PADDING_LABEL, HeldCase
+from segpipe.training.held import HeldCase
 from segpipe.training.sampling import Box
+from segpipe.training.warp import warp
 
 DUMMY_2D_ABOVE = 3  # flat patches are rotated in plane only
 
@@ -117,46 +118,7 @@ def read_patch(
     first = np.maximum(np.floor(centre - extent).astype(int) - 1, 0)
     last = np.minimum(np.ceil(centre + extent).astype(int) + 1, np.array(reach.size) - 1)
     image, maps = case.read(Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
-    return _rotate(image, maps, geometry, matrix, centre - first)
-
-
-def _rotate(
-    image: Tensor, maps: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]
-) -> tuple[Tensor, Tensor]:
-    """Linear interpolation; of each value's mask for the maps, where the highest wins."""
-    values = [torch.unique(one) for one in maps]
-    masks = [(one == of_one.view(-1, 1, 1, 1)).float() for one, of_one in zip(maps, values, strict=True)]
-    sampled = _sample(torch.cat([image, *masks]), geometry, matrix, centre)
-    image, *scores = sampled.split([len(image), *map(len, values)])
-    turned = [_highest(of_one, one, maps.dtype) for of_one, one in zip(values, scores, strict=True)]
-    return image, torch.stack(turned)
-
-
-def _highest(values: Tensor, scores: Tensor, dtype: torch.dtype) -> Tensor:
-    """The map of the values with the highest score. values : (N,); scores : (N, Z, Y, X)"""
-    outside = 1 - scores.sum(0)
-    best = scores[values == PADDING_LABEL].sum(0) + outside  # padding, and what lies outside the box
-    winner = torch.full_like(best, PADDING_LABEL, dtype=dtype)
-    for value, score in zip(values, scores, strict=True):
-        winner = torch.where(score > best, value, winner)
-        best = torch.maximum(score, best)
-    return winner
-
-
-def _sample(channels: Tensor, geometry: Geometry, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
-    """Sample (N, Z, Y, X) at the patch's rotated grid around `centre` (voxel indices), 0 outside."""
-    axes = slice(1, 3) if geometry.in_plane else slice(0, 3)
-    patch, shape = geometry.patch_size[axes], channels.shape[1:][axes]
-    lines = [torch.arange(n) - (n - 1) / 2 for n in patch]
-    points = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1) @ torch.from_numpy(matrix[axes, axes].T).float()
-    points = points + torch.from_numpy(centre[axes]).float()
-    # grid_sample counts -1 to 1 from edge to edge, last axis first
-    grid = ((2 * points + 1) / torch.tensor(shape) - 1).flip(-1)
-    if not geometry.in_plane:
-        return grid_sample(channels[None], grid[None], align_corners=False)[0]
-    # z of the box is the patch's own here, so slices are independent channels
-    slices = channels.flatten(0, 1)[None]
-    return grid_sample(slices, grid[None], align_corners=False)[0].unflatten(0, channels.shape[:2])
+    return warp(image, maps, geometry.patch_size, matrix, centre - first, geometry.in_plane)
 
 
 def draw_mirror(rng: Generator, axes: Sequence[int]) -> tuple[int, ...]:
@@ -184,18 +146,18 @@ def draw(rng: Generator, n_channels: int, geometry: Geometry) -> Drawn:
 def apply(
     images: Tensor, maps: Tensor, drawn: Sequence[Drawn], geometry: Geometry, use_mask: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    """What happens to a batch after it is read: intensities, mirroring, masks.
+    """What happens to a batch after it is read: intensities, mirroring, masks. It may be changed in place.
 
     images : (B, C, Z, Y, X) float32; maps : (B, M, Z, Y, X) int16, the label first, still with PADDING_LABEL
     use_mask : channels that were normalised inside the nonzero mask; they stay zero outside it, whatever was drawn
     """
-    changed = [
-        intensity.apply(image, one.intensity, geometry.in_plane) for image, one in zip(images, drawn, strict=True)
-    ]
-    axes = [[axis + 1 for axis in one.mirror] for one in drawn]
-    images = torch.stack([image.flip(own) for image, own in zip(changed, axes, strict=True)])
-    maps = torch.stack([one.flip(own) for one, own in zip(maps, axes, strict=True)])
-    if any(use_mask):
-        outside = torch.tensor(use_mask).view(1, -1, 1, 1, 1) & (maps[:, :1] < 0)
-        images = images.masked_fill(outside, 0)
+    images = intensity.apply(images, [one.intensity for one in drawn], geometry.in_plane)
+    for image, own, one in zip(images, maps, drawn, strict=True):
+        if one.mirror:
+            axes = [axis + 1 for axis in one.mirror]
+            image.copy_(image.flip(axes))
+            own.copy_(own.flip(axes))
+    for channel, is_masked in enumerate(use_mask):
+        if is_masked:
+            images[:, channel].masked_fill_(maps[:, 0] < 0, 0)
     return images, maps

@@ -1,18 +1,27 @@
-"""The intensity part of nnU-Net's augmentation, in `draw_*` and `apply_*` pairs.
+"""The intensity part of nnU-Net's augmentation, of whole batches.
 
 Order and numbers of nnUNetTrainer.get_training_transforms, formulas of batchgeneratorsv2. `draw_*` returns None where
-the transform does not happen, and takes as many random numbers either way. Images are (C, Z, Y, X) float32.
+the transform does not happen, and takes as many random numbers either way. What happens to a channel is one function of
+its voxels and of small tensors: on the host it runs on the channels that were drawn, elsewhere on all channels of the
+batch at once, so that nothing there depends on what was drawn but the numbers.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import conv3d, interpolate, pad
+from torch.nn.functional import interpolate
+from torch.nn.utils.rnn import pad_sequence
+
+from segpipe.training.compiled import compiled
 
 Generator = np.random.Generator
 Tensor = torch.Tensor
+
+MOST_TAPS = 7  # of the widest blur
 
 
 def draw(rng: Generator, n_channels: int, n_axes: int) -> dict[str, Any]:
@@ -28,35 +37,10 @@ def draw(rng: Generator, n_channels: int, n_axes: int) -> dict[str, Any]:
     }
 
 
-def apply(image: Tensor, drawn: dict[str, Any], in_plane: bool) -> Tensor:
-    """Apply the transforms that were drawn, in nnU-Net's order."""
-    if drawn["noise"]:
-        image = apply_noise(image, drawn["noise"])
-    if drawn["blur"]:
-        image = apply_blur(image, drawn["blur"])
-    if drawn["brightness"]:
-        image = apply_brightness(image, drawn["brightness"])
-    if drawn["contrast"]:
-        image = apply_contrast(image, drawn["contrast"])
-    if drawn["low_resolution"]:
-        image = apply_low_resolution(image, drawn["low_resolution"], in_plane)
-    if drawn["inverted_gamma"]:
-        image = apply_gamma(image, drawn["inverted_gamma"], invert=True)
-    if drawn["gamma"]:
-        image = apply_gamma(image, drawn["gamma"], invert=False)
-    return image
-
-
 def draw_noise(rng: Generator) -> tuple[float, int] | None:
     """Gaussian noise, p 0.1: its deviation, and a seed of its own because it is drawn voxel by voxel."""
     happens, sigma, seed = rng.random() < 0.1, rng.uniform(0, 0.1), int(rng.integers(2**62))
     return (sigma, seed) if happens else None
-
-
-def apply_noise(image: Tensor, noise: tuple[float, int]) -> Tensor:
-    """Add the noise to all channels."""
-    sigma, seed = noise
-    return image + sigma * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def draw_blur(rng: Generator, n_channels: int, n_axes: int) -> list[NDArray[np.float64] | None] | None:
@@ -66,54 +50,11 @@ def draw_blur(rng: Generator, n_channels: int, n_axes: int) -> list[NDArray[np.f
     return [sigma if chosen else None for chosen, sigma in channels] if happens else None
 
 
-def apply_blur(image: Tensor, sigmas: list[NDArray[np.float64] | None]) -> Tensor:
-    """Blur the chosen channels along their last axes, reflecting at the border."""
-    return torch.stack([channel if s is None else _blur(channel, s) for channel, s in zip(image, sigmas, strict=True)])
-
-
-def _blur(channel: Tensor, sigmas: NDArray[np.float64]) -> Tensor:
-    blurred = channel[None, None]
-    for axis, sigma in zip(range(5 - len(sigmas), 5), sigmas, strict=True):
-        kernel = _gaussian(sigma)
-        radius = len(kernel) // 2
-        sides = [0] * 6
-        sides[2 * (4 - axis)] = sides[2 * (4 - axis) + 1] = radius
-        shape = [1] * 5
-        shape[axis] = len(kernel)
-        blurred = conv3d(pad(blurred, sides, mode="reflect"), kernel.view(shape))
-    return blurred[0, 0]
-
-
-def _gaussian(sigma: float) -> Tensor:
-    """As many taps as batchgeneratorsv2 takes: the odd number nearest to 6 sigma + 0.5."""
-    length = 6 * sigma + 0.5
-    taps = round(length)
-    if taps % 2 == 0:
-        taps += 1 if length >= taps else -1
-    x = torch.arange(taps) - (taps - 1) / 2
-    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-    return kernel / kernel.sum()
-
-
 def draw_factors(rng: Generator, n_channels: int, p: float, low: float, high: float) -> list[float] | None:
     """One factor per channel with probability `p`, below 1 as often as above (BGContrast)."""
     happens = rng.random() < p
     factors = [rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high) for _ in range(n_channels)]
     return factors if happens else None
-
-
-def apply_brightness(image: Tensor, factors: list[float]) -> Tensor:
-    """Multiply each channel."""
-    return image * torch.tensor(factors).view(-1, 1, 1, 1)
-
-
-def apply_contrast(image: Tensor, factors: list[float]) -> Tensor:
-    """Stretch each channel around its mean, within its range."""
-    flat = image.flatten(1)
-    mean = flat.mean(1, keepdim=True)
-    low, high = flat.aminmax(dim=1, keepdim=True)
-    stretched = (flat - mean) * torch.tensor(factors).view(-1, 1) + mean
-    return torch.minimum(torch.maximum(stretched, low), high).view(image.shape)
 
 
 def draw_low_resolution(rng: Generator, n_channels: int) -> list[float | None] | None:
@@ -123,26 +64,179 @@ def draw_low_resolution(rng: Generator, n_channels: int) -> list[float | None] |
     return [factor if chosen else None for chosen, factor in channels] if happens else None
 
 
-def apply_low_resolution(image: Tensor, factors: list[float | None], in_plane: bool) -> Tensor:
-    """Down by nearest neighbour, up again linearly; along Y and X only for flat patches."""
-    return torch.stack(
-        [x if f is None else _low_resolution(x, f, in_plane) for x, f in zip(image, factors, strict=True)]
-    )
+def apply(images: Tensor, drawn: Sequence[dict[str, Any]], in_plane: bool) -> Tensor:
+    """Apply what was drawn for each sample, in nnU-Net's order; `images` (B, C, Z, Y, X) float32 may be changed."""
+    add_noise(images, [one["noise"] for one in drawn])
+    for name, transform in TRANSFORMS.items():
+        values = [value for one in drawn for value in one[name] or [None] * images.shape[1]]
+        if any(value is not None for value in values):
+            images = change(images, transform, values, in_plane)
+    return images
 
 
-def _low_resolution(channel: Tensor, factor: float, in_plane: bool) -> Tensor:
-    shape = list(channel.shape)
-    coarse = [n if in_plane and axis == 0 else round(n * factor) for axis, n in enumerate(shape)]
-    down = interpolate(channel[None, None], coarse, mode="nearest-exact")
-    return interpolate(down, shape, mode="trilinear")[0, 0]
+def add_noise(images: Tensor, noise: Sequence[tuple[float, int] | None]) -> None:
+    """Add noise of a deviation and seed to all channels of a sample, where it has any."""
+    for image, one in zip(images, noise, strict=True):
+        if one is not None:
+            sigma, seed = one
+            generator = torch.Generator(images.device).manual_seed(seed)
+            image.add_(torch.empty_like(image).normal_(generator=generator), alpha=sigma)
 
 
-def apply_gamma(image: Tensor, gammas: list[float], invert: bool) -> Tensor:
-    """Raise each channel, scaled to 0..1, to a power; mean and deviation are kept."""
-    flat = -image.flatten(1) if invert else image.flatten(1)
-    low, high = flat.aminmax(dim=1, keepdim=True)
-    span = high - low
-    bent = ((flat - low) / span.clamp_min(1e-7)) ** torch.tensor(gammas).view(-1, 1) * span + low
-    scale = flat.std(1, keepdim=True) / bent.std(1, keepdim=True).clamp_min(1e-7)
-    kept = (bent - bent.mean(1, keepdim=True)) * scale + flat.mean(1, keepdim=True)
-    return (-kept if invert else kept).view(image.shape)
+class Transform(NamedTuple):
+    """What happens to channels.
+
+    parameters : of a drawn value, the channel's shape and whether resolution is lost in plane only: 1d tensors
+    change : of channels (R, Z, Y, X), which it may change in place, and the parameters (R, numbers): the new channels
+    neutral : a value that keeps a channel as it is, but for rounding
+    """
+
+    parameters: Callable[[Any, tuple[int, ...], bool], list[Tensor]]
+    change: Callable[..., Tensor]
+    neutral: Any
+
+
+def change(images: Tensor, transform: Transform, values: Sequence[Any], in_plane: bool) -> Tensor:
+    """Apply one transform with a value, or None, for each channel of each sample. images : may be changed in place"""
+    channels, shape = images.flatten(0, 1), tuple(images.shape[2:])
+    if images.device.type == "cpu":
+        for channel, value in zip(channels.split(1), values, strict=True):
+            if value is not None:
+                changed = transform.change(channel, *stacked(transform, [value], shape, in_plane))
+                if changed is not channel:
+                    channel.copy_(changed)
+        return images
+    chosen = torch.tensor([value is not None for value in values])
+    parameters = [chosen, *stacked(transform, values, shape, in_plane)]
+    on_device = [one.to(images.device, non_blocking=True) for one in parameters]
+    return compiled(change_all)(transform.change, channels, *on_device).view(images.shape)
+
+
+def stacked(transform: Transform, values: Sequence[Any], shape: tuple[int, ...], in_plane: bool) -> list[Tensor]:
+    """The parameters of channels, (channels, numbers) each; where nothing was drawn they are neutral."""
+    values = [transform.neutral if value is None else value for value in values]
+    of_each = [transform.parameters(value, shape, in_plane) for value in values]
+    return [pad_sequence(list(parts), batch_first=True) for parts in zip(*of_each, strict=True)]
+
+
+def change_all(function: Callable[..., Tensor], channels: Tensor, chosen: Tensor, *parameters: Tensor) -> Tensor:
+    """`function` of the chosen channels, the others as they are. chosen : (R,) bool"""
+    return torch.where(_per_channel(chosen), function(channels.clone(), *parameters), channels)
+
+
+def _per_channel(numbers: Tensor) -> Tensor:
+    return numbers.view(-1, 1, 1, 1)
+
+
+# ---- the parameters and functions of each transform ------------------------------------------------------------------
+
+
+def factor(value: float, _shape: tuple[int, ...], _in_plane: bool) -> list[Tensor]:
+    """One number."""
+    return [torch.tensor([value], dtype=torch.float32)]
+
+
+def brightness(channels: Tensor, factors: Tensor) -> Tensor:
+    """Multiply each channel."""
+    return channels.mul_(_per_channel(factors))
+
+
+def contrast(channels: Tensor, factors: Tensor) -> Tensor:
+    """Stretch each channel around its mean, within its range."""
+    mean, low, high = (reduce(channels, (1, 2, 3), keepdim=True) for reduce in (torch.mean, torch.amin, torch.amax))
+    channels.sub_(mean).mul_(_per_channel(factors)).add_(mean)
+    torch.maximum(channels, low, out=channels)
+    return torch.minimum(channels, high, out=channels)
+
+
+def gamma(channels: Tensor, exponents: Tensor, invert: bool) -> Tensor:
+    """Raise each channel, scaled to 0..1 (from above where inverted), to a power; mean and deviation are kept."""
+    mean, low, high = (reduce(channels, (1, 2, 3), keepdim=True) for reduce in (torch.mean, torch.amin, torch.amax))
+    span = (high - low).clamp_min(1e-7)
+    start, scale = (high, -span) if invert else (low, span)
+    bent = channels.sub_(start).div_(scale)
+    deviation = _size(bent - (mean - start) / scale)
+    bent.log2_().mul_(_per_channel(exponents)).exp2_()  # x^g, twice as fast
+    bent.sub_(bent.mean((1, 2, 3), keepdim=True))
+    return bent.mul_(scale * deviation / _size(bent).clamp_min(1e-7)).add_(mean)
+
+
+def _size(channels: Tensor) -> Tensor:
+    """Root of the sum of squares: of centred numbers the deviation, but for a factor."""
+    return _per_channel(torch.linalg.vector_norm(channels.flatten(1), dim=1))
+
+
+def kernels(sigmas: NDArray[np.float64] | None, shape: tuple[int, ...], _in_plane: bool) -> list[Tensor]:
+    """Half a Gaussian for each axis, the middle first; `sigmas` are of the last axes, None does not blur."""
+    sigmas = np.zeros(3) if sigmas is None else np.concatenate([np.zeros(3 - len(sigmas)), sigmas])
+    return [_half_gaussian(sigma, edge) for sigma, edge in zip(sigmas, shape, strict=True)]
+
+
+def _half_gaussian(sigma: float, edge: int) -> Tensor:
+    """As many taps as batchgeneratorsv2 takes, the odd number nearest to 6 sigma + 0.5, and as a border can reflect."""
+    length = 6 * sigma + 0.5
+    taps = round(length)
+    if taps % 2 == 0:
+        taps += 1 if length >= taps else -1
+    half = torch.exp(-0.5 * (torch.arange(min(taps // 2 + 1, edge)) / max(sigma, 1e-7)) ** 2)
+    return half / (2 * half.sum() - half[0])
+
+
+def blur(channels: Tensor, *kernels: Tensor) -> Tensor:
+    """Blur along each axis, reflecting at the border."""
+    for axis, kernel in enumerate(kernels, 1):
+        if kernel.shape[1] > 1:
+            channels = _blur(channels, axis, kernel)
+    return channels
+
+
+def _blur(channels: Tensor, axis: int, kernel: Tensor) -> Tensor:
+    n, blurred = channels.shape[axis], channels * _per_channel(kernel[:, 0])
+    for i in range(1, kernel.shape[1]):
+        weight = _per_channel(kernel[:, i])
+        blurred.narrow(axis, 0, n - i).addcmul_(channels.narrow(axis, i, n - i), weight)
+        blurred.narrow(axis, i, n - i).addcmul_(channels.narrow(axis, 0, n - i), weight)
+        blurred.narrow(axis, 0, i).addcmul_(channels.narrow(axis, 1, i).flip(axis), weight)
+        blurred.narrow(axis, n - i, i).addcmul_(channels.narrow(axis, n - 1 - i, i).flip(axis), weight)
+    return blurred
+
+
+def sources(value: float, shape: tuple[int, ...], in_plane: bool) -> list[Tensor]:
+    """For each axis the two voxels that each voxel lies between after the loss, and how far it is from the first.
+
+    Down by nearest neighbour and up again linearly, as torch.nn.functional.interpolate has them.
+    """
+    found = []
+    for axis, n in enumerate(shape):
+        coarse = n if in_plane and axis == 0 else round(n * value)
+        kept = interpolate(torch.arange(n).float().view(1, 1, n), coarse, mode="nearest-exact").view(-1).long()
+        place = ((torch.arange(n) + 0.5) * (coarse / n) - 0.5).clamp_(0, coarse - 1)
+        first = place.long()
+        found += [kept[first], kept[(first + 1).clamp_max(coarse - 1)], place - first]
+    return found
+
+
+def low_resolution(channels: Tensor, *sources: Tensor) -> Tensor:
+    """Voxels between those that are left."""
+    for axis in range(3):
+        first, second, fraction = sources[3 * axis : 3 * axis + 3]
+        sides = [-1, *(channels.shape[axis + 1] if one == axis else 1 for one in range(3))]
+        before, behind = (_taken(channels, axis + 1, end.view(sides)) for end in (first, second))
+        channels = torch.lerp(before, behind, fraction.view(sides))
+    return channels
+
+
+def _taken(channels: Tensor, axis: int, index: Tensor) -> Tensor:
+    if len(channels) == 1 and axis < 3:  # copies whole lines, five times as fast
+        return channels.index_select(axis, index.flatten())
+    return channels.gather(axis, index.expand(channels.shape))
+
+
+TRANSFORMS = {
+    "blur": Transform(kernels, blur, None),
+    "brightness": Transform(factor, brightness, 1.0),
+    "contrast": Transform(factor, contrast, 1.0),
+    "low_resolution": Transform(sources, low_resolution, 1.0),
+    "inverted_gamma": Transform(factor, partial(gamma, invert=True), 1.0),
+    "gamma": Transform(factor, partial(gamma, invert=False), 1.0),
+}
