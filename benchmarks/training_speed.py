@@ -14,6 +14,7 @@ segpipe is measured alone.
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -170,6 +171,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or stopped processes would stay
     args = arguments()
     args.out = args.out or RESULTS / f"training_speed_{args.device}.json"
     args.plans = args.plans or ",".join(DEFAULT[args.device])
