@@ -78,7 +78,7 @@ def test_what_is_asked_for_and_does_not_fit_is_refused(wanted, on, there, found,
 # what is measured
 
 
-@pytest.mark.parametrize(("n_values", "n_bytes"), [(4, 1), (127, 1), (129, 2)])
+@pytest.mark.parametrize(("n_values", "n_bytes"), [(4, 1), (128, 1), (129, 2)])
 @pytest.mark.parametrize("previous", [False, True])
 def test_the_dataset_is_counted_as_it_is_held(n_values, n_bytes, previous, monkeypatch):
     """Images of four bytes, label maps of one where the labels allow."""

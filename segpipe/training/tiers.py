@@ -124,8 +124,8 @@ def hold(store: Store, cases: Iterable[str], params: Params, on: torch.device) -
     Raises SegpipeError where `runtime.feeding` asks for a tier that they do not fit into.
     """
     stored = {case: store.open(case) for case in sorted(set(cases))}
-    small = len(store.cases.labels.file_values) <= torch.iinfo(torch.int8).max  # labels count from -1 on
-    maps = torch.int8 if small else torch.int16
+    highest = len(store.cases.labels.file_values) - 1
+    maps = torch.int8 if highest <= torch.iinfo(torch.int8).max else torch.int16
     planned = int(GB * (params.plan.gpu_memory_gb or PRESETS[params.plan.preset].gb))
     free = device.free_bytes(on) if on.type == "cuda" else None
     room = Room(_n_bytes(stored.values(), maps), planned, free, device.available_bytes())
