@@ -53,8 +53,11 @@ def test_holes_are_closed_in_three_dimensions() -> None:
     assert all(binary_fill_holes(slice_).all() for slice_ in image[0] != 0)
 
 
+@pytest.mark.parametrize("few", [0, 2])
 @pytest.mark.parametrize("share", [0, 0.05, 0.3, 0.5, 0.7, 1])
-def test_holes_are_those_that_scipy_fills(share: float) -> None:
+def test_holes_are_those_that_scipy_fills(share: float, few: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether few voxels are outside or many."""
+    monkeypatch.setattr("segpipe.prepare.nonzero.FEW", few)
     mask = np.random.default_rng(1).random((12, 13, 14)) >= share
     for turned in (mask, mask.transpose(2, 0, 1), mask[1:-1, ::2]):
         np.testing.assert_array_equal(fill_holes(turned), binary_fill_holes(turned))

@@ -7,6 +7,8 @@ without filling them, and they are filled in the box alone.
 import numpy as np
 from numpy.typing import NDArray
 
+FEW = 0.01  # of the voxels
+
 Box = tuple[slice, slice, slice]
 Mask = NDArray[np.bool_]
 
@@ -31,20 +33,44 @@ def bounding_box(mask: Mask) -> Box:
 def fill_holes(mask: Mask) -> Mask:
     """The mask with what it encloses: voxels that no path over faces outside of it leads from to the border.
 
-    As scipy.ndimage.binary_fill_holes. That spreads from the border voxel by voxel; numbering all parts of the outside
-    in one pass takes a third of the time where much is outside.
+    As scipy.ndimage.binary_fill_holes, which spreads from the border voxel by voxel, in a third of its time.
     """
-    if mask.all():
+    outside = ~mask
+    n_outside = int(np.count_nonzero(outside))
+    if n_outside == 0:
         return mask
+    few = n_outside < FEW * mask.size
+    return mask | (_enclosed_of_few(outside) if few else _enclosed(outside))
+
+
+def _enclosed(outside: Mask) -> Mask:
+    """The voxels of those parts that do not reach the border. All parts are numbered in one pass."""
     from scipy.ndimage import label  # noqa: PLC0415  # a tenth of a second that many datasets do not need
 
-    parts, n_parts = label(~mask)
+    parts, n_parts = label(outside)
     encloses = np.ones(n_parts + 1, bool)
     for axis in range(3):
         for end in (0, -1):
             encloses[parts.take(end, axis)] = False
-    encloses[0] = True  # the mask itself
-    filled = np.empty_like(mask)
-    for plane, numbers in zip(filled, parts, strict=True):  # as one, the numbers would be copied as int64
+    encloses[0] = False
+    enclosed = np.empty_like(outside)
+    for plane, numbers in zip(enclosed, parts, strict=True):  # as one, the numbers would be copied as int64
         plane[:] = encloses[numbers]
-    return filled
+    return enclosed
+
+
+def _enclosed_of_few(outside: Mask) -> Mask:
+    """The same, by going inwards from the border: a CT has single voxels of zero, and no pass over the rest is made."""
+    left = np.pad(outside, 1)
+    inner = left[1:-1, 1:-1, 1:-1]
+    places = np.argwhere(inner)
+    at_border = ((places == 0) | (places == np.array(inner.shape) - 1)).any(axis=1)
+    # a voxel is a byte: strides are distances between neighbours
+    steps = np.array([step for stride in left.strides for step in (stride, -stride)])
+    reached = np.ravel_multi_index(tuple(places[at_border].T + 1), left.shape)
+    flat = left.reshape(-1)
+    while reached.size:
+        flat[reached] = False
+        near = (reached[:, None] + steps).ravel()
+        reached = np.unique(near[flat[near]])
+    return inner

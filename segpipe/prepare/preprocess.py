@@ -92,27 +92,27 @@ def preprocess(
     previous : what the stage before a cascade's segmented; resampled as a label is
     """
     forward = plan["transpose_forward"]
-    image = image.transpose(0, *(axis + 1 for axis in forward))
     mask = nonzero(image)
     box = bounding_box(mask)
+    crop = [(box[axis].start, box[axis].stop) for axis in forward]
     from_mm = tuple(spacing_mm[axis] for axis in forward)
     target_mm = case_target_mm(spacing_mm, forward, configuration)
-    crop = tuple((side.start, side.stop) for side in box)
-    grid = Grid(mask.shape, crop, from_mm, target_mm, tuple(plan["transpose_backward"]))
-    image, mask = image[:, *box], mask[box]
-    shape = resampled_shape(mask.shape, grid.spacing_mm, grid.target_mm)
+    shape_before = tuple(mask.shape[axis] for axis in forward)
+    grid = Grid(shape_before, tuple(crop), from_mm, target_mm, tuple(plan["transpose_backward"]))
+    shape = resampled_shape(grid.cropped_shape, grid.spacing_mm, grid.target_mm)
     separate = separate_axis(grid.spacing_mm, grid.target_mm)
     # only labels and masked statistics ask for what lies inside
-    inside = fill_holes(mask) if label is not None or any(configuration.use_mask_for_norm) else mask
+    inside = fill_holes(mask[box]) if label is not None or any(configuration.use_mask_for_norm) else mask[box]
     # without an annotation the stage before says what else is not empty, as in nnU-Net, which takes it for one
     known = previous if label is None else label
     if known is not None:
-        inside = inside | (known.transpose(forward)[box] != 0)
+        inside = inside | (known[box] != 0)
+    image, inside = image[:, *box].transpose(0, *(axis + 1 for axis in forward)), inside.transpose(forward)
     resampled = np.empty((len(image), *shape), np.float32)
     for target, channel in zip(resampled, _normalised(image, inside, plan, configuration), strict=True):
         target[:] = resample_image(channel[None], shape, separate)[0]
     if label is not None:
-        label = np.where(inside, label.transpose(forward)[box], np.int16(OUTSIDE))
+        label = np.where(inside, label[box].transpose(forward), np.int16(OUTSIDE))
         label = resample_label(np.ascontiguousarray(label), shape, separate)
     return Prepared(resampled, label, grid, None if previous is None else on_grid(previous, grid))
 
