@@ -5,7 +5,7 @@
 Both prepare 2d and 3d_fullres from the raw files: nnU-Net with its command `nnUNetv2_plan_and_preprocess
 --verify_dataset_integrity`, segpipe as one process that calls the functions of the rules in order. Each measurement is
 a fresh process, imports included, and they take turns. nnU-Net's settings of workers are tried on the first dataset,
-the fastest one is kept for all. Memory is the largest sum over a program's processes (PSS: what they share counts once).
+the fastest one is kept for all. Memory is the largest sum over its processes (PSS: what they share counts once).
 
 The large CT is the first case of HeadNeckCT, resampled to 512 x 512 x 300.
 
