@@ -23,6 +23,7 @@ BOXES = {
     "over a corner": Box((-2, 9, -4), (5, 6, 7)),
     "touching from before": Box((-4, 2, 2), (4, 5, 5)),
     "touching from behind": Box((2, 12, 2), (4, 5, 5)),
+    "before": Box((2, 2, -7), (4, 5, 5)),
     "far before": Box((2, 2, -20), (4, 5, 5)),
     "far behind": Box((40, 2, 2), (4, 5, 5)),
     "one slice": Box((3, -2, -2), (1, 16, 14)),

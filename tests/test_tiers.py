@@ -1,5 +1,6 @@
 """From which memory a training is fed: what decides it, what is said of it, and that nothing else depends on it."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -202,13 +203,21 @@ def test_a_device_that_was_asked_for_and_is_full_after_all_is_refused(full_after
         tiers.hold(store(n_cases=6), ["c0", "c1", "c2", "c3"], params(runtime__feeding="device"), torch.device("cpu"))
 
 
-def test_an_error_while_loading_is_the_error(monkeypatch):
+def test_an_error_while_loading_ends_it(monkeypatch):
+    asked = []
+
     def fails(stored, place):
+        asked.append(1)
         raise OSError("disk")
 
     monkeypatch.setattr(HeldCase, "of", fails)
+    monkeypatch.setattr(tiers, "LOADING_THREADS", 1)
+    before, many = threading.active_count(), store(n_cases=2)
+    many.content = {f"c{i}": many.content["c0"] for i in range(1000)}
     with pytest.raises(OSError, match="disk"):
-        tiers.hold(store(), ["c0", "c1"], params(runtime__feeding="host"), torch.device("cpu"))
+        tiers.hold(many, many.content, params(runtime__feeding="host"), torch.device("cpu"))
+    assert threading.active_count() == before
+    assert len(asked) < len(many.content)
 
 
 def test_a_long_load_says_how_far_it_is(monkeypatch, caplog):

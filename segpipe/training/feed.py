@@ -135,10 +135,7 @@ class Feed:
         """A mask per class of what the stage before segmented in a patch; made worse where there is a generator."""
         values = range(1, self.store.cases.labels.n_values)
         masks = torch.stack([segmented == value for value in values]).float()
-        if rng is None:
-            return masks
-        # components are found on the CPU: of a device's batches this waits, in the thread that makes them
-        return previous.apply(masks.cpu(), previous.draw(rng, len(masks))).to(masks.device)
+        return masks if rng is None else previous.apply(masks, previous.draw(rng, len(masks)))
 
     @cached_property
     def _known_of(self) -> dict[str, torch.Tensor] | None:

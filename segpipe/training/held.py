@@ -93,9 +93,8 @@ def _overlap(box: Box, shape: Sequence[int]) -> tuple[Slices, Slices]:
     """The part of a box that lies inside a volume, in the volume's and in the box's own voxels; it may be empty."""
     inside, within = [], []
     for start, size, edge in zip(box.start, box.size, shape, strict=True):
-        low = min(max(start, 0), edge)
+        low = max(start, 0)
         high = max(min(start + size, edge), low)
         inside.append(slice(low, high))
-        first = min(max(low - start, 0), size)
-        within.append(slice(first, first + high - low))
+        within.append(slice(low - start, high - start))
     return tuple(inside), tuple(within)

@@ -47,17 +47,20 @@ def _chosen(rng: Generator, n_classes: int, probability: float) -> list[int]:
 
 
 def apply(masks: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-    """Change the masks of the classes, (N, Z, Y, X) float32 of 0 and 1; they stay disjoint."""
+    """Change the masks of the classes, (N, Z, Y, X) float32 of 0 and 1; they stay disjoint.
+
+    What is drawn is done on the CPU; the thread that makes a batch on a device waits for it.
+    """
     if not drawn.morphology and not drawn.losses:
         return masks
-    changed = masks.numpy() > 0
+    changed = masks.cpu().numpy() > 0
     for index, operator, radius in drawn.morphology:
         result = _operate(changed[index], operator, radius)
         changed[:, result & ~changed[index]] = False  # what a class gains the others lose
         changed[index] = result
     for index, share in drawn.losses:
         changed[index] &= ~_component(changed[index], share)
-    return torch.from_numpy(changed.astype(np.float32))
+    return torch.from_numpy(changed.astype(np.float32)).to(masks.device)
 
 
 def _operate(mask: Mask, operator: str, radius: float) -> Mask:
