@@ -28,16 +28,16 @@ if [ -d .whl ]; then
 fi
 export PYTHONPATH="$site:$PWD"
 peer=()
-python3 -c 'import nnunetv2' 2>"$out/nnunet_import.log" && peer=(--nnunet-python python3)
+(cd benchmarks && python3 -c 'import nnunet_training_speed') 2>"$out/nnunet_import.log" && peer=(--nnunet-python python3)
 
 if grep -q '"cuda' pyproject.toml; then
     wanted=(-m cuda --continue-on-collection-errors tests)
 else
     wanted=(tests/test_device.py tests/test_feed.py tests/test_augment.py tests/test_loop.py)
 fi
-timeout 110 python3 -m pytest -q "${wanted[@]}" 2>&1 | tee "$out/tests.log" | tail -n 15
+timeout 100 python3 -m pytest -q "${wanted[@]}" 2>&1 | tee "$out/tests.log" | tail -n 15
 
-timeout 400 python3 benchmarks/training_speed.py --device cuda --seconds 330 "${peer[@]}" \
+timeout 390 python3 benchmarks/training_speed.py --device cuda --seconds 330 "${peer[@]}" \
     --out "$out/training_speed_cuda.json" "$@" 2>&1 | tee "$out/training_speed_cuda.md"
 [ "${PIPESTATUS[0]}" = 0 ] || python3 benchmarks/training_report.py "$out/training_speed_cuda.json" # what it got to
 

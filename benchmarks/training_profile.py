@@ -7,7 +7,6 @@ while it runs, which other work on the machine changes little.
 """
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -53,13 +52,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     args = parser.parse_args()
-    work = Path(tempfile.mkdtemp())
     for key in args.plans.split(","):
-        project(PLANS[key], work / key, args.device, args.threads)
-        program = Segpipe(work / key, PLANS[key].configuration)
+        with tempfile.TemporaryDirectory() as scratch:
+            project(PLANS[key], Path(scratch) / key, args.device, args.threads)
+            program = Segpipe(Path(scratch) / key, PLANS[key].configuration)
         print(f"\n{PLANS[key].described}; {args.device}, {args.threads} threads\n")
         print(shares(program, args.steps))
-    shutil.rmtree(work)
 
 
 def shares(program: Segpipe, steps: int) -> str:
@@ -70,7 +68,7 @@ def shares(program: Segpipe, steps: int) -> str:
     wall = (time.perf_counter() - wall) / steps
     total, seconds, calls = (_operators if program.on_cpu else _kernels)(program, steps)
     most = sorted(seconds.items(), key=lambda item: item[1], reverse=True)[:N_ROWS]
-    most.append(("all else", total - sum(value for _, value in most)))
+    most.append(("all else, the profiler too", total - sum(value for _, value in most)))
     rows = [
         [
             f"`{name[:90]}`",

@@ -13,7 +13,6 @@ segpipe is measured alone.
 """
 
 import argparse
-import shutil
 import signal
 import sys
 import tempfile
@@ -175,10 +174,8 @@ def main() -> None:
     args = arguments()
     args.out = args.out or RESULTS / f"training_speed_{args.device}.json"
     args.plans = args.plans or ",".join(DEFAULT[args.device])
-    work = args.work or Path(tempfile.mkdtemp())
-    run(args, work)
-    if not args.work:
-        shutil.rmtree(work)
+    with tempfile.TemporaryDirectory() as scratch:
+        run(args, args.work or Path(scratch))
 
 
 if __name__ == "__main__":
