@@ -5,8 +5,8 @@
 #     OUT=FOLDER bash benchmarks/on_gpu.sh --plans b,a --variant compile=never --variant compile=graphs
 #
 # Results go to FOLDER, or to benchmarks/results/gpu.
-# For a machine that has python3 with torch, triton and the usual scientific packages, but nothing to download from. What
-# it lacks travels as wheels in .whl/, made before, where packages can be had, for its Python 3.12 (20 MB):
+# For a machine that has python3 with torch, triton and the usual scientific packages, but nothing to download from.
+# What it lacks travels as wheels in .whl/, made before, where packages can be had, for its Python 3.12 (20 MB):
 #
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_24_x86_64 \
@@ -28,7 +28,9 @@ if [ -d .whl ]; then
 fi
 export PYTHONPATH="$site:$PWD"
 peer=()
-(cd benchmarks && python3 -c 'import nnunet_training_speed') 2>"$out/nnunet_import.log" && peer=(--nnunet-python python3)
+if (cd benchmarks && python3 -c 'import nnunet_training_speed') 2>"$out/nnunet_import.log"; then
+    peer=(--nnunet-python python3)
+fi
 
 if grep -q '"cuda' pyproject.toml; then
     wanted=(-m cuda --continue-on-collection-errors tests)
@@ -37,9 +39,12 @@ else
 fi
 timeout 100 python3 -m pytest -q "${wanted[@]}" 2>&1 | tee "$out/tests.log" | tail -n 15
 
-timeout 390 python3 benchmarks/training_speed.py --device cuda --seconds 330 "${peer[@]}" \
-    --out "$out/training_speed_cuda.json" "$@" 2>&1 | tee "$out/training_speed_cuda.md"
-[ "${PIPESTATUS[0]}" = 0 ] || python3 benchmarks/training_report.py "$out/training_speed_cuda.json" # what it got to
+if ! timeout 390 python3 benchmarks/training_speed.py --device cuda --seconds 330 "${peer[@]}" \
+    --out "$out/training_speed_cuda.json" "$@" >"$out/training_speed_cuda.md" 2>"$out/training_speed_cuda.log"; then
+    tail -n 15 "$out/training_speed_cuda.log"
+    python3 benchmarks/training_report.py "$out/training_speed_cuda.json" >"$out/training_speed_cuda.md" # as far as it got
+fi
+cat "$out/training_speed_cuda.md"
 
 timeout 60 python3 benchmarks/training_profile.py --device cuda --plans b,a --steps 5 2>&1 | tee "$out/profile_cuda.md"
 rm -r "$site"
