@@ -12,7 +12,7 @@ from tiny import labels_of, params, planned, random_case
 from segpipe import device
 from segpipe.errors import SegpipeError
 from segpipe.training import tiers
-from segpipe.training.held import HeldCase
+from segpipe.training.held import HeldCase, Place
 from segpipe.training.tiers import Room, choose
 
 GB = 10**9
@@ -218,6 +218,15 @@ def test_an_error_while_loading_ends_it(monkeypatch):
         tiers.hold(many, many.content, params(runtime__feeding="host"), torch.device("cpu"))
     assert threading.active_count() == before
     assert len(asked) < len(many.content)
+
+
+def test_a_device_has_all_cases_before_a_stream_reads_them(monkeypatch):
+    done, cuda = [], torch.device("cuda")
+    monkeypatch.setattr(HeldCase, "of", lambda stored, place: done.append(stored) or stored)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append(device))
+    tiers._bring({"a": 1, "b": 2, "c": 3}, Place(cuda, torch.int8, cuda, pin=True))
+    assert sorted(done[:3]) == [1, 2, 3]
+    assert done[3:] == [cuda]
 
 
 def test_a_long_load_says_how_far_it_is(monkeypatch, caplog):
