@@ -223,7 +223,7 @@ def test_an_error_while_loading_ends_it(monkeypatch):
 def test_a_device_has_all_cases_before_a_stream_reads_them(monkeypatch):
     done, cuda = [], torch.device("cuda")
     monkeypatch.setattr(HeldCase, "of", lambda stored, place: done.append(stored) or stored)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append(device))
+    monkeypatch.setattr(torch.cuda, "synchronize", done.append)
     tiers._bring({"a": 1, "b": 2, "c": 3}, Place(cuda, torch.int8, cuda, pin=True))
     assert sorted(done[:3]) == [1, 2, 3]
     assert done[3:] == [cuda]
