@@ -401,7 +401,7 @@ def test_2d_has_the_files_of_cases_whose_slices_are_not_resampled(
 
 @pytest.mark.parametrize("later", ["gone", "another"])
 def test_files_that_are_being_replaced_are_not_taken(
-    folder: Folder, later: str, monkeypatch: pytest.MonkeyPatch
+    folder: Folder, later: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     link, taken = digest.link, []
 
@@ -413,10 +413,11 @@ def test_files_that_are_being_replaced_are_not_taken(
             record.unlink() if later == "gone" else digest.write_json(record, {"digest": "another"})
         taken.append(source)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
         patch.setattr(digest, "link", replaced_meanwhile)
         flat = in_2d(folder)
-    assert taken
+    said = [message for message in caplog.messages if message.startswith("2d")]
+    assert said == ["2d: 1 cases preprocessed, 2 were there"]
     for case in "abc":
         np.testing.assert_array_equal(flat.read(case).label, folder.ensure().read(case).label)
         assert flat.read(case).label.shape == (7, 10, 9)

@@ -275,8 +275,7 @@ def _mm(volume: Volume) -> str:
 
 
 def _label_problems(path: Path, label: Volume, description: Description, row: Row) -> Iterator[str]:
-    # most of a volume is background: looked for without sorting it
-    values = [*([] if label.array.all() else [0]), *np.unique(label.array[label.array != 0]).tolist()]
+    values = np.unique(label.array[label.array != 0]).tolist()  # 0, most of a volume, is always the background
     unknown = sorted(set(values) - set(description.labels.file_values))
     yield from case_table.voxel_problems(path, values, row.annotated, description.labels)
     if len(label.array) != 1:

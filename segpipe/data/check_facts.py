@@ -113,13 +113,15 @@ def _channel(file: int, channel: NDArray[np.float32], padding: NDArray[np.bool_]
 def _count(
     label: NDArray[np.integer], padding: NDArray[np.bool_] | None, labels: Labels
 ) -> tuple[NDArray[np.int64], int]:
-    """Voxels by the training's value, and labelled ones in the padding; some slices at a time, to save memory."""
+    """Voxels by the training's value, but for the background, and labelled ones in the padding.
+
+    Some slices at a time, to save memory.
+    """
     counts = np.zeros(len(labels.file_values), np.int64)
     outside, step = 0, max(1, COUNTED_AT_ONCE // label[0].size)
     for start in range(0, len(label), step):
         values = labels.from_files(label[start : start + step])
         counts += np.bincount(values[values > 0], minlength=len(counts))
-        counts[0] += np.count_nonzero(values == 0)
         if padding is not None:
             labelled = (values > 0) & (values < labels.n_values)
             outside += int(np.count_nonzero(labelled & padding[start : start + step]))
