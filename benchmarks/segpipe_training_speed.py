@@ -38,7 +38,7 @@ class Segpipe:
         stored = store.ensure(cases, folder / "plan.json", folder / configuration / "manifest.json", settings.runtime)
         self.setup = Setup.of(stored, splits.read(folder / "splits.json", "0"), settings)
         self.training = self.setup.training(None, lambda: None)
-        self.batch = next(loop._training_batches(self.training))
+        self.batch = next(loop.training_batches(self.training))
         self.on_cpu = self.training.device.type == "cpu"
         self.ahead = self.training.prefetch + self.training.feed_threads + 1
 
@@ -63,7 +63,7 @@ class Segpipe:
         loop.fit(self.training, clock.tick, lambda row, seconds: None)
 
     def feed(self, clock: Clock) -> None:
-        with contextlib.closing(loop._training_batches(self.training)) as batches:  # type: ignore[type-var]
+        with contextlib.closing(loop.training_batches(self.training)) as batches:  # type: ignore[type-var]
             while True:
                 clock.tick()
                 next(batches)

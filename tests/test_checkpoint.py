@@ -218,3 +218,24 @@ def test_the_error_of_a_failed_save_is_raised_and_nothing_is_written_after_it(tm
     with pytest.raises(OSError, match="the disk is full") if n_after else contextlib.nullcontext():
         writer.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["before.pth"]
+
+
+def test_saving_now_waits_for_the_copies_from_a_device(tmp_path, monkeypatch):
+    happened = []
+
+    class Stream:
+        def record_event(self):
+            happened.append("recorded")
+            return self
+
+        def synchronize(self):
+            happened.append("waited")
+
+    snapshot, save = checkpoint.snapshot, checkpoint.save
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(checkpoint, "snapshot", lambda content: happened.append("copied") or snapshot(content))
+    monkeypatch.setattr(checkpoint, "save", lambda path, content: happened.append("saved") or save(path, content))
+    checkpoint.save_now(tmp_path / "final.pth", {"a": torch.ones(3)})
+    assert happened == ["copied", "recorded", "waited", "saved"]
+    assert torch.equal(checkpoint.load(tmp_path / "final.pth")["a"], torch.ones(3))

@@ -115,6 +115,12 @@ def sizes(folder: Path) -> str:
     return ", ".join(f"{path.name} {path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("[!.]*.pth")))
 
 
+def save_now(path: Path, content: dict[str, Any]) -> None:
+    """Save what may lie on a device; it is on disk when this returns. Raises SegpipeError as `snapshot` does."""
+    copy = snapshot(content)
+    _save_when(_copied(), path, copy)
+
+
 class Writer:
     """Saves checkpoints in the order given, on a thread of its own, while the training goes on.
 
@@ -131,7 +137,7 @@ class Writer:
         """Save soon."""
         copy = snapshot(content)
         # the copies from a CUDA device are still under way: the thread waits for them, the training does not
-        copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
+        copied = _copied()
         self._soon(lambda: _save_when(copied, path, copy))
 
     def rename(self, path: Path, target: Path) -> None:
@@ -156,6 +162,11 @@ def _after(before: Future[None] | None, write: Callable[[], None]) -> None:
     if before is not None:
         before.result()
     write()
+
+
+def _copied() -> torch.cuda.Event | None:
+    """When the device has come to what it was asked for so far; None without one."""
+    return torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
 
 
 def _save_when(copied: torch.cuda.Event | None, path: Path, content: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
         "sources": [{"case": case, **asdict(box)} for case, box in sources],
         "network": _weights(training.network.state_dict(), folder / "latest.pth"),
     }
-    checkpoint.save(folder / FILE, checkpoint.snapshot(content))
+    checkpoint.save_now(folder / FILE, content)
     places = "\n            ".join(
         f"{case}, voxels {list(box.start)} to {[s + n for s, n in zip(box.start, box.size, strict=True)]}"
         for case, box in sources

@@ -249,9 +249,9 @@ class _Job:
         curves.draw(self.state / "progress.png", rows, self.classes)
         if self.runtime.disable_checkpointing:  # one of an earlier attempt is not the end of this training
             (self.state / "latest.pth").unlink(missing_ok=True)
-        checkpoint.save(self.state / "best.pth", checkpoint.snapshot(self._finished_best()))
+        checkpoint.save_now(self.state / "best.pth", self._finished_best())
         self.identity.write(self.state, self.setup.params, self.training.step)
-        checkpoint.save(self.state / "final.pth", checkpoint.snapshot(self._model()))
+        checkpoint.save_now(self.state / "final.pth", self._model())
         if stop is not None:
             log.info("%s: stopped early after epoch %d: %s", self.title, stop["epoch"], stop["reason"])
         best, sizes = selection.best_epoch(rows), checkpoint.sizes(self.state)

@@ -84,7 +84,7 @@ def fit(training: Training, between: Callable[[], None], on_epoch_end: Callable[
     between : called before each training step and each validation batch; may raise to stop there
     on_epoch_end : called with the epoch's row (already in `training.rows`) and its seconds per training step
     """
-    batches = _training_batches(training)
+    batches = training_batches(training)
     while not training.is_over():
         start, before = time.monotonic(), len(training.losses)
         for step in _rest_of_epoch(training):
@@ -107,7 +107,8 @@ def fit(training: Training, between: Callable[[], None], on_epoch_end: Callable[
         on_epoch_end(training.rows[-1], seconds_per_step)
 
 
-def _training_batches(training: Training) -> Iterator[Batch]:
+def training_batches(training: Training) -> Iterator[Batch]:
+    """The batches of the steps that are not done."""
     k = training.settings.accumulate
     numbers = range(training.step * k, training.length.total_steps * k)
     return _arriving(training, training.feed.training, numbers)
