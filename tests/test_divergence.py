@@ -111,7 +111,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well_though_the_loss_is(value, c
 
 def test_an_infinite_loss_stops_as_well():
     one = training()
-    one.loss = lambda outputs, label, elsewhere, known: outputs[0].mean() + torch.inf
+    one.objective = lambda outputs, label, elsewhere, known: outputs[0].mean() + torch.inf
     found = diverged(one)
     assert (found.step, found.epoch, found.loss) == (0, 1, math.inf)
 
