@@ -55,6 +55,14 @@ def test_values_need_not_be_consecutive():
     assert labels.described() == "205 (liver); 0 (background); 7 (vessel); 255 (ignore)"
 
 
+@pytest.mark.parametrize("strange", [-1, 3, 4])
+def test_values_that_nothing_changes_are_still_looked_at(strange: int) -> None:
+    labels = parse({"background": 0, "one": 1, "two": 2}, None, "dataset.json")
+    same = np.array([[0, 1], [2, 0]], np.int16)
+    assert labels.from_files(same) is same
+    assert labels.from_files(np.array([[0, strange], [2, 0]], np.int16)).tolist() == [[0, -1], [2, 0]]
+
+
 def test_an_ignore_label_below_the_classes_is_the_last_value_of_the_training():
     labels = parse({"background": 0, "ignore": 1, "liver": 2}, None, "dataset.json")
     assert (labels.ignore, labels.file_values) == (2, (0, 2, 1))
