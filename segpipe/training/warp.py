@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segpipe.training.compiled import compiled
 from segpipe.training.held import PADDING_LABEL
 
 FULL_SCORE = 1000  # of a label at all corners; nnU-Net compares the scores in float16, so that close ones are equal
@@ -42,7 +41,7 @@ def warp(
     # slices that stay slices are as good as channels
     tables, labels = (volume.reshape(-1, int(np.prod(box))) for volume in (image, maps))
     rows, columns = (lines.to(image.device, non_blocking=True) for lines in _lines(patch, matrix, centre))
-    run = _few_votes if image.device.type == "cpu" else compiled(_all_votes)
+    run = _few_votes if image.device.type == "cpu" else _all_votes
     sampled, voted = run(tables, labels, rows, columns, box)
     kept = image.ndim - len(patch)
     return sampled.view(*image.shape[:kept], *patch), voted.view(*maps.shape[:kept], *patch)
@@ -152,9 +151,8 @@ def _few_votes(
     for one, out in zip(labels, maps.flatten(1), strict=True):
         corners, mixed = _at_corners(one, box), np.flatnonzero(out.numpy() < PADDING_LABEL)
         for few in torch.from_numpy(mixed).split(CHUNK):
-            points = [
-                row[few // n_columns] + column[few % n_columns] for row, column in zip(rows, columns, strict=True)
-            ]
+            row, column = few // n_columns, few % n_columns
+            points = [along[row] + across[column] for along, across in zip(rows, columns, strict=True)]
             index, fractions = _cells(points, box)
             out[few] = _voted(_gathered(corners, index), fractions)
     return image, maps
