@@ -65,7 +65,7 @@ for call in [["--help"], ["--version"], ["predict"], *([verb, "--help"] for verb
     )
     loaded = set(done.stdout.splitlines()[-1].split())
     assert {"argparse", "segpipe.cli.arguments"} <= loaded
-    assert not {"numpy", "scipy", "torch", "nibabel", "segpipe.data", "segpipe.cli.predict"} & loaded
+    assert not {"numpy", "scipy", "torch", "nibabel", "pydantic", "segpipe.data", "segpipe.cli.predict"} & loaded
 
 
 def test_the_check_loads_no_torch() -> None:

@@ -1,6 +1,6 @@
 """What every script of the workflow shares: arguments, settings, log file, exit codes.
 
-A script is a verb: `cli.run(function, "--cases", "--out")` parses exactly those arguments, reads params.yaml and calls
+A script is a verb: `run(function, "--cases", "--out")` parses exactly those arguments, reads params.yaml and calls
 `function(args, params)`. Bad input exits with 2 and one readable message; an unexpected error with 1 and a traceback.
 """
 

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from segpipe import cli
+from segpipe.cli import scripts
 from segpipe.params import Params
 
 
@@ -17,4 +17,4 @@ def main(args: Namespace, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "--cases", "--fingerprint", "--out")
+    scripts.run(main, "--cases", "--fingerprint", "--out")

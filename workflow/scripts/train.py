@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from segpipe import cli
+from segpipe.cli import scripts
 from segpipe.params import Params
 
 
@@ -20,4 +20,6 @@ def main(args: Namespace, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out", "--on-extend?")
+    scripts.run(
+        main, "--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out", "--on-extend?"
+    )

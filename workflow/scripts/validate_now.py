@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from segpipe import cli
+from segpipe.cli import scripts
 from segpipe.params import Params
 
 
@@ -14,4 +14,4 @@ def main(args: Namespace, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "--configuration", "--fold", "--checkpoint")
+    scripts.run(main, "--configuration", "--fold", "--checkpoint")
