@@ -106,7 +106,6 @@ DECIDING_MODULES = {
         "training/sampling.py",
         "training/intensity.py",
         "training/held.py",
-        "training/compiled.py",
         "training/warp.py",
         "training/augment.py",
         "training/previous.py",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import held_random_case, planned
 
-from segpipe.training import augment, compiled, intensity
+from segpipe.training import augment, intensity
 from segpipe.training.augment import Drawn, Geometry, draw_mirror, draw_spatial, read_patch
 from segpipe.training.sampling import Box, draw_box, generator
 
@@ -98,9 +98,8 @@ def test_masked_channels_are_zero_outside_the_mask_whatever_was_drawn():
 
 
 @pytest.mark.parametrize("patch", [(12, 10, 14), (4, 18, 16), (12, 10)])
-def test_nothing_waits_for_a_device(patch, monkeypatch):
+def test_nothing_waits_for_a_device(patch):
     """Tensors without values: whatever asks for one, and whatever mixes devices, raises."""
-    monkeypatch.setattr(compiled, "can_compile", lambda: False)
     geometry = Geometry.of(patch, None)
     case = held_random_case((24, 26, 22), 2)
     place = replace(case.place, voxels=torch.device("meta"), patches=torch.device("meta"))

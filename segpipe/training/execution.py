@@ -80,7 +80,7 @@ class Execution:
         if self.compiled == "never":
             return function
         compiled = torch.compile(function, mode=mode)
-        return FallingBack(compiled, function) if self.falls_back else compiled
+        return _FallingBack(compiled, function) if self.falls_back else compiled
 
     def begin_step(self) -> None:
         """Tell CUDA graphs that what the last step put out is no longer needed."""
@@ -88,14 +88,13 @@ class Execution:
             torch.compiler.cudagraph_mark_step_begin()
 
 
-class FallingBack:
+class _FallingBack:
     """A compiled function, until compiling fails: from then on the function as it is written."""
 
     def __init__(self, compiled: Callable[..., Any], written: Callable[..., Any]) -> None:
         self.function, self.written = compiled, written
 
     def __call__(self, *args: Any) -> Any:
-        """Call it."""
         try:
             return self.function(*args)
         except RuntimeError as error:

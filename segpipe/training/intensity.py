@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
-from segpipe.training.compiled import compiled
-
 Generator = np.random.Generator
 Tensor = torch.Tensor
 
@@ -109,7 +107,7 @@ def change(images: Tensor, transform: Transform, values: Sequence[Any], in_plane
     chosen = torch.tensor([value is not None for value in values])
     parameters = [chosen, *stacked(transform, values, shape, in_plane)]
     on_device = [one.to(images.device, non_blocking=True) for one in parameters]
-    return compiled(change_all)(transform.change, channels, *on_device).view(images.shape)
+    return change_all(transform.change, channels, *on_device).view(images.shape)
 
 
 def stacked(transform: Transform, values: Sequence[Any], shape: tuple[int, ...], in_plane: bool) -> list[Tensor]:
