@@ -57,6 +57,7 @@ class Bench:
     peer: Path
     data: Path
     work: Path
+    cores: int
 
     def peer_call(self, *arguments: object) -> None:
         """Run nnU-Net's side."""
@@ -112,7 +113,7 @@ class Bench:
         (folder / "params.yaml").write_text(yaml.safe_dump(settings))
         snakemake = Path(sys.executable).with_name("snakemake")
         target = "results/fold_0/summary.json"
-        command = [snakemake, "--snakefile", REPO / "Snakefile", "--directory", folder, "--cores", "2", target]
+        command = [snakemake, "--snakefile", REPO / "Snakefile", "--directory", folder, "--cores", self.cores, target]
         _run(command, REPO, dict(os.environ))
         summary = json.loads((folder / target).read_text())
         content = {
@@ -137,10 +138,11 @@ def main() -> None:
     parser.add_argument("--nnunet-python", type=Path, required=True, help="interpreter with nnunetv2 2.8")
     parser.add_argument("--data", type=Path, required=True, help="folder with the datasets")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder; finished trainings stay there")
+    parser.add_argument("--cores", type=int, default=2, help="of segpipe's training")
     parser.add_argument("--only", choices=SIDES, help="train this side only, and compare another time")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(args.nnunet_python, args.data, args.work.resolve())
+    bench = Bench(args.nnunet_python, args.data, args.work.resolve(), args.cores)
     sides = (args.only,) if args.only else SIDES
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for task in TASKS:
