@@ -31,6 +31,14 @@ def transforms(patch: list[int]):
     return initial, nnUNetTrainer.get_training_transforms(patch, rotation, None, mirror, dummy)
 
 
+def tune_blur(patch: list[int]) -> None:
+    """Let nnU-Net's blur find out how it is fastest, which it does once per process, edge and kernel."""
+    for sigma in (0.5, 0.6, 0.75, 0.9, 1.0):  # all numbers of taps between
+        blur = one_of(transforms(patch)[1], "blur")
+        blur.blur_sigma = (sigma, sigma)
+        blur(image=torch.zeros(1, *patch))
+
+
 def one_of(composed, transform: str):
     """One transform of the list, which happens for certain."""
     if transform in (CROP, SPATIAL):
@@ -53,6 +61,7 @@ def prepared(patch: list[int], n_labels: int, transform: str) -> tuple[tuple[int
         for key, array in zip(("image", "segmentation"), volume(initial, n_labels), strict=True)
     }
     crop = one_of(transforms(patch)[1], CROP)
+    tune_blur(patch)
 
     def ready(number: int) -> Callable[[], Sample]:
         np.random.seed(number)

@@ -98,6 +98,12 @@ class NnUNet:
             next(self.loader)
 
     def compute(self, clock: Clock) -> None:
+        on = self.trainer.device
+        self.batch = {
+            **self.batch,
+            "data": self.batch["data"].to(on),
+            "target": [target.to(on) for target in self.batch["target"]],
+        }
         while True:
             clock.tick()
             self.trainer.train_step(self.batch)

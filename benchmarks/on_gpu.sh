@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one call of at most ten minutes: tests, training speed beside nnU-Net, a profile.
+# All that needs a GPU, in one call of at most ten minutes: tests, training speed beside nnU-Net, a profile, augmentation.
 #
 #     OUT=FOLDER bash benchmarks/on_gpu.sh [OPTIONS OF training_speed.py]
 #     OUT=FOLDER bash benchmarks/on_gpu.sh --plans b,a --variant compile=never --variant compile=graphs
@@ -32,14 +32,9 @@ if (cd benchmarks && python3 -c 'import nnunet_training_speed') 2>"$out/nnunet_i
     peer=(--nnunet-python python3)
 fi
 
-if grep -q '"cuda' pyproject.toml; then
-    wanted=(-m cuda --continue-on-collection-errors tests)
-else
-    wanted=(tests/test_device.py tests/test_feed.py tests/test_augment.py tests/test_loop.py)
-fi
-timeout 100 python3 -m pytest -q "${wanted[@]}" 2>&1 | tee "$out/tests.log" | tail -n 15
+timeout 100 python3 -m pytest -q -m cuda --continue-on-collection-errors tests 2>&1 | tee "$out/tests.log" | tail -n 15
 
-if ! timeout 390 python3 benchmarks/training_speed.py --device cuda --seconds 330 "${peer[@]}" \
+if ! timeout 350 python3 benchmarks/training_speed.py --device cuda --seconds 290 "${peer[@]}" \
     --out "$out/training_speed_cuda.json" "$@" >"$out/training_speed_cuda.md" 2>"$out/training_speed_cuda.log"; then
     tail -n 15 "$out/training_speed_cuda.log"
     python3 benchmarks/training_report.py "$out/training_speed_cuda.json" >"$out/training_speed_cuda.md" # as far as it got
@@ -47,4 +42,5 @@ fi
 cat "$out/training_speed_cuda.md"
 
 timeout 60 python3 benchmarks/training_profile.py --device cuda --plans b,a --steps 5 2>&1 | tee "$out/profile_cuda.md"
+timeout 40 python3 benchmarks/augmentation.py --device cuda 2>&1 | tee "$out/augmentation_cuda.md"
 rm -r "$site"

@@ -36,13 +36,13 @@ class Side:
                 start_new_session=True,
             )
 
-    def tell(self, mode: str, steps: int) -> None:
-        """Go on, and measure; `answer` has to follow."""
+    def tell(self, mode: str, steps: int, tune: bool = True) -> None:
+        """Go on, and measure; `answer` has to follow. tune : cuDNN may try which of its algorithms is fastest"""
         if self.error is None:
             self._signal(signal.SIGCONT)
             assert self.process.stdin is not None
             with suppress(BrokenPipeError):
-                self.process.stdin.write(json.dumps({"mode": mode, "steps": steps}) + "\n")
+                self.process.stdin.write(json.dumps({"mode": mode, "steps": steps, "tune": tune}) + "\n")
                 self.process.stdin.flush()
 
     def answer(self) -> Answer | None:

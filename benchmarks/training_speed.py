@@ -39,9 +39,10 @@ WARM_STEPS = {"cpu": 1, "cuda": 10}
 def measure(sides: list[Side], amount: Amount, device: str, end: float) -> dict[str, Any]:
     """What each side says of itself, then its seconds per step by round, until the next one would end late."""
     facts = {side.name: side.answer() for side in sides}
-    # what CUDA compiles and tunes takes a minute or more, in one thread
-    for together in [sides] if device == "cuda" else [[side] for side in sides]:
-        warm_up(together, WARM_STEPS[device])
+    if device == "cuda":  # compiling takes a minute or more, in one thread; cuDNN is not tuned beside others
+        warm_up(sides, WARM_STEPS[device], tune=False)
+    for side in sides:
+        warm_up([side], WARM_STEPS[device], tune=True)
     answers: dict[str, dict[str, list[Answer]]] = {side.name: {mode: [] for mode in MODES} for side in sides}
     longest = 0.0
     for number in range(amount.rounds):
@@ -66,18 +67,18 @@ def summed_up(side: Side, answers: dict[str, list[Answer]]) -> dict[str, Any]:
     return {
         "error": side.error,
         "seconds": spreads("seconds"),
-        "cpu_seconds": spreads("cpu_seconds"),
+        "cpu_seconds": {"compute": spreads("cpu_seconds")["compute"]} if answers["compute"] else {},  # of this process
         "host_peak_mib": side.peak_mib or None,
         "device_peak_mib": max(device_mib, default=None),
     }
 
 
-def warm_up(sides: list[Side], steps: int) -> None:
+def warm_up(sides: list[Side], steps: int, tune: bool) -> None:
     """Train, with nothing but memory noted, which would disturb the measurement."""
     with ExitStack() as stack:
         for side in sides:
             stack.enter_context(side.watched())
-            side.tell("real", steps)
+            side.tell("real", steps, tune)
         for side in sides:
             side.answer()
 

@@ -1,8 +1,8 @@
 """What both sides of training_speed.py have in common: a process that measures when it is told to.
 
-It reads one JSON object per line from stdin, {"mode": "real", "steps": 2}, and answers with one line: seconds per step,
-of the clock on the wall and of all threads of this process. Needs torch and the standard library only, since it runs
-in the environments of both programs.
+It reads one JSON object per line from stdin, {"mode": "real", "steps": 2, "tune": true}, and answers with one line:
+seconds per step, of the clock on the wall and of all threads of this process. Needs torch and the standard library
+only, since it runs in the environments of both programs.
 """
 
 import contextlib
@@ -77,6 +77,7 @@ def serve(start: Callable[[], Program]) -> None:
     print(json.dumps(program.facts()), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
+        torch.backends.cudnn.benchmark = asked["tune"]
         print(json.dumps(_measure(program, asked["mode"], asked["steps"])), file=answers, flush=True)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from segpipe.training import execution
 from segpipe.training.execution import Execution
-from segpipe.training.loop import train_step
+from segpipe.training.loop import evaluate, train_step
 from segpipe.training.network import create, outputs
 
 CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
@@ -34,6 +34,7 @@ def chosen(device, monkeypatch=None, can_compile=True, n_steps=5000, **changes):
         (CUDA, True, {}, "fused"),
         (CUDA, False, {}, "never"),
         (CUDA, True, {"train__deterministic": True}, "never"),
+        (CUDA, True, {"train__deterministic": True, "runtime__compile": "graphs"}, "never"),
         (CPU, True, {}, "never"),
         (MPS, True, {}, "never"),
         (CUDA, True, {"runtime__compile": "never"}, "never"),
@@ -192,6 +193,8 @@ def test_each_step_begins_anew_for_graphs(monkeypatch):
         for step in range(3):
             train_step(one, step, [one.feed.training(step)])
         assert len(began) == times
+        evaluate(one, lambda: None)
+        assert len(began) == times + (2 if times else 0)  # two validation batches
 
 
 # no waiting for the device

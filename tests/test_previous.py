@@ -185,3 +185,15 @@ def test_of_an_absent_class_nothing_is_lost():
 
 def test_the_numbers_are_nnunets():
     assert (previous.RADIUS, previous.LARGEST_SHARE) == ((1.0, 8.0), 0.15)
+
+
+def test_masks_of_a_device_are_changed_on_the_host_and_go_back(monkeypatch):
+    moved = []
+    to_host, to = torch.Tensor.cpu, torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append("host") or to_host(self))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args: moved.append(args) or to(self, *args))
+    masks = torch.zeros(1, 8, 8, 8)
+    masks[0, 3:5, 3:5, 3:5] = 1
+    changed = previous.apply(masks, previous.Drawn([(0, "dilate", 1.0)], []))
+    assert moved == ["host", (masks.device,)]
+    assert changed.sum() > masks.sum()

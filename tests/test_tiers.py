@@ -18,8 +18,8 @@ from segpipe.training.tiers import Room, choose
 GB = 10**9
 
 
-def room(dataset, planned=8, device_free=None, host_free=64):
-    return Room(dataset * GB, planned * GB, None if device_free is None else device_free * GB, host_free * GB)
+def room(dataset, planned=8, device_free=None, host_free=64, gpus=1):
+    return Room(dataset * GB, planned * GB, None if device_free is None else device_free * GB, host_free * GB, gpus)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,8 @@ def room(dataset, planned=8, device_free=None, host_free=64):
         ("cuda", room(67, device_free=140, host_free=900), "host"),
         ("cuda", room(10, planned=24, device_free=40, host_free=20), "host"),
         ("cuda", room(10, planned=24, device_free=40, host_free=19), "file"),
+        ("cuda", room(10, planned=24, device_free=40, host_free=80, gpus=8), "host"),  # each may train a fold
+        ("cuda", room(10, planned=24, device_free=40, host_free=79, gpus=8), "file"),
         ("cuda", room(1, device_free=8), "host"),  # planned for all that there is
         ("cuda", room(1, planned=24, device_free=8), "host"),  # for more than there is
         ("cuda", room(1, planned=24, device_free=8, host_free=0), "file"),
@@ -115,6 +117,7 @@ def test_what_was_chosen_is_said_in_one_line_and_recorded(monkeypatch, caplog):
         "planned_bytes": 8 * GB,
         "device_free_bytes": None,
         "host_free_bytes": 64 * GB,
+        "gpus": torch.cuda.device_count(),
     }
 
 

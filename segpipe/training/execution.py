@@ -21,7 +21,9 @@ from segpipe.training.network import outputs
 
 log = getLogger(__name__)
 
-PAYS_AFTER = 5000  # steps; compiling takes one to three minutes, and saves some 10 ms per step
+# Steps. Compiling is expected to take one to three minutes and to save some 10 ms per step: not measured yet, but
+# nnU-Net, whose networks these are, compiles on CUDA by default.
+PAYS_AFTER = 5000
 C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds its launchers with one
 
 Forward = Callable[[nn.Module, Tensor, int], list[Tensor]]
@@ -44,12 +46,16 @@ class Execution:
     def of(cls, runtime: Runtime, settings: Train, device: torch.device, n_steps: int) -> "Execution":
         """What `runtime.compile` and `runtime.channels_last` mean on a device, for a training of `n_steps` steps.
 
-        Graphs hold the memory of one forward and one backward pass, so accumulated gradients are only fused.
+        With `train.deterministic` nothing is compiled. Graphs hold the memory of one forward and one backward pass, so
+        accumulated gradients are only fused.
         """
         chosen = runtime.compile
         if chosen == "auto":
             pays = device.type == "cuda" and n_steps >= PAYS_AFTER and not settings.deterministic
             chosen = "fused" if pays and can_compile() else "never"
+        if chosen != "never" and settings.deterministic:
+            log.warning("runtime.compile: never instead of %s, which chooses kernels by their speed", chosen)
+            chosen = "never"
         if chosen == "graphs" and (settings.accumulate > 1 or device.type != "cuda"):
             log.warning("runtime.compile: fused instead of graphs, which are for CUDA and train.accumulate: 1")
             chosen = "fused"

@@ -89,6 +89,11 @@ class HeldCase:
         return torch.empty((n, *box.size), dtype=dtype, device=beside, pin_memory=pin)
 
 
+def sent(array: Tensor, to: torch.device) -> Tensor:
+    """A small array of the host on a device; from memory that is not page-locked CUDA would wait for the device."""
+    return array.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else array.to(to)
+
+
 def _overlap(box: Box, shape: Sequence[int]) -> tuple[Slices, Slices]:
     """The part of a box that lies inside a volume, in the volume's and in the box's own voxels; it may be empty."""
     inside, within = [], []

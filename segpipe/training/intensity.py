@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
+from segpipe.training.held import sent
+
 Generator = np.random.Generator
 Tensor = torch.Tensor
-
-MOST_TAPS = 7  # of the widest blur
 
 
 def draw(rng: Generator, n_channels: int, n_axes: int) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def change(images: Tensor, transform: Transform, values: Sequence[Any], in_plane
         return images
     chosen = torch.tensor([value is not None for value in values])
     parameters = [chosen, *stacked(transform, values, shape, in_plane)]
-    on_device = [one.to(images.device, non_blocking=True) for one in parameters]
+    on_device = [sent(one, images.device) for one in parameters]
     return change_all(transform.change, channels, *on_device).view(images.shape)
 
 

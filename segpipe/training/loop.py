@@ -188,6 +188,7 @@ def _evaluate(training: Training, network: nn.Module, between: Callable[[], None
     numbers = range(training.settings.val_iterations_per_epoch)
     for batch in _arriving(training, training.feed.validation, numbers):
         between()
+        training.execution.begin_step()
         loss, logits = _loss(training, network, batch, None)
         losses.append(loss)
         counts.append(target.overlaps(logits, batch.label, training.feed.store.cases.labels, batch.known))

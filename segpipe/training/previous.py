@@ -48,17 +48,20 @@ def _chosen(rng: Generator, n_classes: int, probability: float) -> list[int]:
 
 
 def apply(masks: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-    """Change the masks of the classes, (N, Z, Y, X) float32 of 0 and 1; they stay disjoint."""
+    """Change the masks of the classes, (N, Z, Y, X) float32 of 0 and 1; they stay disjoint.
+
+    Components are found on the CPU: of a device's masks this waits, in the thread that makes the batch.
+    """
     if not drawn.morphology and not drawn.losses:
         return masks
-    changed = masks.numpy() > 0
+    changed = masks.cpu().numpy() > 0
     for index, operator, radius in drawn.morphology:
         result = _operate(changed[index], operator, radius)
         changed[:, result & ~changed[index]] = False  # what a class gains the others lose
         changed[index] = result
     for index, share in drawn.losses:
         changed[index] &= ~_component(changed[index], share)
-    return torch.from_numpy(changed.astype(np.float32))
+    return torch.from_numpy(changed.astype(np.float32)).to(masks.device)
 
 
 def _operate(mask: Mask, operator: str, radius: float) -> Mask:
@@ -72,7 +75,9 @@ def _operate(mask: Mask, operator: str, radius: float) -> Mask:
 
 
 def _dilate(mask: Mask, radius: float) -> Mask:
-    """Squared distances along one axis after the other, no further than the radius: 20 times as fast as exact ones."""
+    """Squared distances along one axis after the other, no further than the radius: exact, and 20 times as fast as
+    a distance transform of the whole patch.
+    """
     squared = np.where(mask, np.uint8(0), FAR)
     for axis in range(mask.ndim):
         before = np.moveaxis(squared.copy(), axis, 0)

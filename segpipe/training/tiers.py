@@ -22,7 +22,7 @@ from segpipe.training.held import HeldCase, Place
 log = getLogger(__name__)
 
 GB = 1e9
-SHARE = 0.5  # of what is free: another fold may start on the same machine at the same moment
+SHARE = 0.5  # of what is free: another fold may start on the same machine at the same moment, or one on each GPU
 LOADING_THREADS = 4
 LINE_EVERY_S = 30.0
 
@@ -32,18 +32,20 @@ Feeding = Literal["auto"] | Tier
 
 @dataclass(frozen=True)
 class Room:
-    """What there is, in bytes.
+    """What there is; bytes, but for `gpus`.
 
     dataset : of the cases of the fold, as they would be held
     planned : what the training itself is planned to take on a GPU
     device_free : on the CUDA device; None without one
     host_free : in main memory, for this process
+    gpus : on this machine
     """
 
     dataset: int
     planned: int
     device_free: int | None
     host_free: int
+    gpus: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Held:
 
     def facts(self) -> dict[str, Any]:
         """For run.json."""
-        return {**asdict(self.choice), **{f"{key}_bytes": value for key, value in asdict(self.room).items()}}
+        room = {key if key == "gpus" else f"{key}_bytes": value for key, value in asdict(self.room).items()}
+        return {**asdict(self.choice), **room}
 
 
 def choose(wanted: Feeding, on: str, room: Room) -> Choice:
@@ -90,7 +93,8 @@ def choose(wanted: Feeding, on: str, room: Room) -> Choice:
 def off_device(room: Room, why: str) -> Choice:
     """The tier for a dataset that is not held on the device."""
     found = f"{why}; {_gb(room.host_free)} GB are free in memory"
-    return Choice("host" if room.dataset <= SHARE * room.host_free else "file", found)
+    share = min(SHARE, 1 / max(room.gpus, 1))
+    return Choice("host" if room.dataset <= share * room.host_free else "file", found)
 
 
 def _require_room(wanted: Tier, on: str, room: Room) -> None:
@@ -128,7 +132,7 @@ def hold(store: Store, cases: Iterable[str], params: Params, on: torch.device) -
     maps = torch.int8 if highest <= torch.iinfo(torch.int8).max else torch.int16
     planned = int(GB * (params.plan.gpu_memory_gb or PRESETS[params.plan.preset].gb))
     free = device.free_bytes(on) if on.type == "cuda" else None
-    room = Room(_n_bytes(stored.values(), maps), planned, free, device.available_bytes())
+    room = Room(_n_bytes(stored.values(), maps), planned, free, device.available_bytes(), torch.cuda.device_count())
     choice = choose(params.runtime.feeding, on.type, room)
     try:
         return _hold(stored, maps, on, params.runtime, choice, room)

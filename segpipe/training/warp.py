@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segpipe.training.held import PADDING_LABEL
+from segpipe.training.held import PADDING_LABEL, sent
 
 FULL_SCORE = 1000  # of a label at all corners; nnU-Net compares the scores in float16, so that close ones are equal
 CHUNK = 32768  # voxels at a time on the host: what is computed of them stays in the cache
@@ -40,7 +40,7 @@ def warp(
     box = tuple(image.shape[-len(patch) :])
     # slices that stay slices are as good as channels
     tables, labels = (volume.reshape(-1, int(np.prod(box))) for volume in (image, maps))
-    rows, columns = (lines.to(image.device, non_blocking=True) for lines in _lines(patch, matrix, centre))
+    rows, columns = (sent(lines, image.device) for lines in _lines(patch, matrix, centre))
     run = _few_votes if image.device.type == "cpu" else _all_votes
     sampled, voted = run(tables, labels, rows, columns, box)
     kept = image.ndim - len(patch)
