@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measuring
 import yaml
 
 REPO = Path(__file__).resolve().parents[1]
@@ -87,7 +88,12 @@ class Bench:
             print(f"{task.dataset} {side} seed {seed} ...", file=sys.stderr)
             (self._nnunet if side == "nnunet" else self._segpipe)(task, seed, out)
         content: dict[str, Any] = json.loads(out.read_text())
-        return content
+        return {"seed": seed, "precision": "float32" if side == "nnunet" else self._precision(task, seed), **content}
+
+    def _precision(self, task: Task, seed: int) -> str:
+        """What segpipe found the machine to compute fastest."""
+        runs = (self.work / f"{task.dataset}_segpipe_{seed}").glob("results/*/fold_0/state/*/run.json")
+        return str(json.loads(next(runs).read_text())["precision"])
 
     def _nnunet(self, task: Task, seed: int, out: Path) -> None:
         schedule = (task.epochs, task.iterations, VAL_ITERATIONS)
@@ -166,7 +172,8 @@ def _compare(found: dict[str, dict[str, list[dict[str, Any]]]]) -> int:
         for side, results in rows.items():
             scores = ", ".join(f"{row['dice']:.4f}" for row in results)
             print(f"| {dataset} | {side} | {scores} | {means[side]:.4f} | {difference:+.4f} |")
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    content = {"hardware": measuring.hardware(), "trainings": found}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     return int(worst < -MOST_BELOW)
 
 
