@@ -59,7 +59,7 @@ def test_holes_are_those_that_scipy_fills(share: float, few: float, monkeypatch:
     """Whether few voxels are outside or many."""
     monkeypatch.setattr("segpipe.prepare.nonzero.FEW", few)
     mask = np.random.default_rng(1).random((12, 13, 14)) >= share
-    for turned in (mask, mask.transpose(2, 0, 1), mask[1:-1, ::2]):
+    for turned in (mask, mask.transpose(2, 0, 1), mask.T, np.asfortranarray(mask), mask[1:-1, ::2]):
         np.testing.assert_array_equal(fill_holes(turned), binary_fill_holes(turned))
 
 

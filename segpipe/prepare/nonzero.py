@@ -7,7 +7,9 @@ without filling them, and they are filled in the box alone.
 import numpy as np
 from numpy.typing import NDArray
 
-FEW = 0.01  # of the voxels
+# Of the voxels: below it, going inwards from the border is the faster way. Of 160 x 256 x 256 voxels, 1 % outside took
+# it 27 ms as noise and 46 ms as a slab at the border, all parts in one pass 70 ms; at 5 % 41 and 118 ms against 70 ms.
+FEW = 0.01
 
 Box = tuple[slice, slice, slice]
 Mask = NDArray[np.bool_]
@@ -61,7 +63,7 @@ def _enclosed(outside: Mask) -> Mask:
 
 def _enclosed_of_few(outside: Mask) -> Mask:
     """The same, by going inwards from the border: a CT has single voxels of zero, and no pass over the rest is made."""
-    left = np.pad(outside, 1)
+    left = np.ascontiguousarray(np.pad(outside, 1))  # np.pad keeps the order of a transposed mask
     inner = left[1:-1, 1:-1, 1:-1]
     places = np.argwhere(inner)
     at_border = ((places == 0) | (places == np.array(inner.shape) - 1)).any(axis=1)
