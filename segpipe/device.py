@@ -84,7 +84,7 @@ def set_deterministic(wanted: bool) -> None:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as the system allows: a memory-mapped case holds two."""
+    """Let this process open as many files as the system allows: a memory-mapped case holds three or four."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -112,6 +112,8 @@ def test_patches_are_centred_on_regions_and_on_what_is_annotated(exported: Path)
             expected = np.argwhere(np.isin(label, values))
             np.testing.assert_array_equal(locations[key], expected)
             assert locations[key].shape == (len(expected), 4)
+            assert type(locations[key]) is np.ndarray
+            assert locations[key].dtype == np.int64
     assert len(properties(exported, "d")["class_locations"][1]) == 0
 
 

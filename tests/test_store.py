@@ -15,7 +15,7 @@ from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
 from segpipe.prepare import store
 from segpipe.prepare.preprocess import preprocess
-from segpipe.prepare.store import ANNOTATED, PARTS, foreground_locations
+from segpipe.prepare.store import ANNOTATED, ARRAYS, PARTS, foreground_locations
 
 RUNTIME = params().runtime
 
@@ -356,7 +356,7 @@ def test_a_configuration_that_prepares_its_cases_alike_has_the_same_files(folder
         manifest = folder.manifest.parents[1] / name / "manifest.json"
         store.build(folder.cases(), folder.plan_path, name, manifest, RUNTIME)
         stores[name] = store.ensure(folder.cases(), folder.plan_path, manifest, RUNTIME)
-    for part in PARTS:
+    for part in ARRAYS:
         inodes = [(one.folder / f"b.{part}").stat().st_ino for one in (folder.ensure(), *stores.values())]
         assert inodes[0] == inodes[1] != inodes[2]
     assert folder.redone(before) == set()
@@ -399,22 +399,29 @@ def test_2d_has_the_files_of_cases_whose_slices_are_not_resampled(
     assert flat.grid("b").target_mm != whole.grid("b").target_mm
 
 
+def replaced_meanwhile(patch: pytest.MonkeyPatch, later: str) -> list[Path]:
+    """Replace one case's label when its image has been linked, and its record; returns the files that are linked."""
+    link, taken = digest.link, []
+
+    def linked(source: Path, target: Path) -> None:
+        link(source, target)
+        if not taken:
+            record = source.with_name(f"{source.name.split('.')[0]}.json")
+            with digest.new_file(source.with_name(source.name.replace("image", "label"))) as new, new.open("wb") as file:
+                np.save(file, np.zeros(3))
+            record.unlink() if later == "gone" else digest.write_json(record, {"digest": "another"})
+        taken.append(source)
+
+    patch.setattr(digest, "link", linked)
+    return taken
+
+
 @pytest.mark.parametrize("later", ["gone", "another"])
 def test_files_that_are_being_replaced_are_not_taken(
     folder: Folder, later: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link, taken = digest.link, []
-
-    def replaced_meanwhile(source: Path, target: Path) -> None:
-        link(source, target)
-        if not taken:
-            record = source.with_name(f"{source.name.split('.')[0]}.json")
-            np.save(source.with_name(source.name.replace("image", "label")), np.zeros(3))
-            record.unlink() if later == "gone" else digest.write_json(record, {"digest": "another"})
-        taken.append(source)
-
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
-        patch.setattr(digest, "link", replaced_meanwhile)
+        replaced_meanwhile(patch, later)
         flat = in_2d(folder)
     said = [message for message in caplog.messages if message.startswith("2d")]
     assert said == ["2d: 1 cases preprocessed, 2 were there"]
@@ -423,12 +430,51 @@ def test_files_that_are_being_replaced_are_not_taken(
         assert flat.read(case).label.shape == (7, 10, 9)
 
 
-def test_the_index_of_voxels_takes_four_bytes_each(folder: Folder) -> None:
+def test_an_interruption_leaves_no_record_beside_arrays_of_two_kinds(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, files = digest.read_json, folder.files.parents[1] / "2d/cases"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        taken = replaced_meanwhile(patch, "another")
+
+        def killed(path: Path) -> object:
+            """Before it is known whether what was linked is of one kind."""
+            if sum(source.name.startswith(f"{path.stem}.") for source in taken) >= len(ARRAYS):
+                raise KeyboardInterrupt
+            return read(path)
+
+        patch.setattr(digest, "read_json", killed)
+        in_2d(folder)
+    assert len(list(files.glob("*.npy"))) == 3 * len(ARRAYS)
+    assert not list(files.glob("*.json"))
+    flat = in_2d(folder)
+    for case in "abc":
+        np.testing.assert_array_equal(flat.read(case).label, folder.ensure().read(case).label)
+
+
+def test_a_record_that_vanishes_while_it_is_looked_for_is_none(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job removes it before it replaces the arrays."""
+    read, before = digest.read_json, folder.ages()
+
+    def vanished(path: Path) -> object:
+        if path == folder.files / "b.json":
+            path.unlink(missing_ok=True)
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digest, "read_json", vanished)
+        folder.build()
+    assert folder.redone(before) == {"b"}
+
+
+def test_the_index_of_voxels_takes_four_bytes_each_and_stays_in_its_file(folder: Folder) -> None:
     stored = np.load(folder.files / "a.foreground.npy")
     opened = folder.ensure().open("a").foreground
     assert stored.dtype == np.int32
     np.testing.assert_array_equal(stored, np.concatenate([opened[1], opened[2]]))
-    assert {voxels.dtype for voxels in opened.values()} == {np.dtype(np.int64)}
+    for voxels in opened.values():
+        assert isinstance(voxels, np.memmap)
+        assert voxels.dtype == np.int32
 
 
 class Cascade:

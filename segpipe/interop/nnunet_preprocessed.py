@@ -197,8 +197,8 @@ def class_locations(stored: StoredCase, labels: Labels) -> dict[int | tuple[int,
     return found
 
 
-def _coordinates(voxels: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.int64]:
-    return np.stack([np.zeros_like(voxels), *np.unravel_index(voxels, shape)], axis=1)
+def _coordinates(voxels: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.stack([np.zeros(len(voxels), np.int64), *np.unravel_index(voxels, shape)], axis=1)
 
 
 def _error(what: str, where: object, found: object, expected: object, cure: str) -> SegpipeError:

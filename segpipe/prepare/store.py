@@ -29,7 +29,8 @@ from segpipe.prepare.preprocess import Grid, Prepared, case_target_mm, on_grid, 
 
 log = getLogger(__name__)
 
-PARTS = ("image.npy", "label.npy", "foreground.npy", "json")  # the files of a case
+ARRAYS = ("image.npy", "label.npy", "foreground.npy")
+PARTS = (*ARRAYS, "json")  # the files of a case
 
 # Voxels kept per class for foreground sampling: at least this many, and 1 % of large classes
 # (nnunetv2/preprocessing/preprocessors/default_preprocessor.py).
@@ -111,7 +112,7 @@ def _make(store: "Store", runtime: Runtime) -> None:
     """Make the cases whose stored digest is not the wanted one. A lock keeps a second process from the same work."""
     folder, wanted = store.folder, store.wanted
     with digest.exclusive(folder.parent / ".lock", f"preprocessing {store.configuration}"):
-        missing = [case for case in wanted if _stored_digest(folder, case) != wanted[case]]
+        missing = [case for case in wanted if _record_of(folder, case, wanted[case]) is None]
         with ThreadPoolExecutor(store.cases.at_once(runtime.threads)) as pool:
             linked = sum([job.result() for job in [pool.submit(_make_case, store, case) for case in missing]])
             for job in [pool.submit(_make_previous, store, case) for case in store.previous]:
@@ -121,10 +122,14 @@ def _make(store: "Store", runtime: Runtime) -> None:
         log.info("%s: %d cases preprocessed, %d were there", store.configuration, made, len(wanted) - made)
 
 
-def _stored_digest(folder: Path, case: str) -> str | None:
-    """What the stored case was made of; None where a file of it is missing."""
-    whole = all((folder / f"{case}.{part}").exists() for part in PARTS)
-    return digest.read_json(folder / f"{case}.json")["digest"] if whole else None
+def _record_of(folder: Path, case: str, wanted: str) -> dict[str, Any] | None:
+    """The record of a case made of what has the wanted digest; None where a file is missing or of something else."""
+    try:
+        record: dict[str, Any] = digest.read_json(folder / f"{case}.json")
+    except FileNotFoundError:  # not looked for first: another job may remove it at any time
+        return None
+    whole = all((folder / f"{case}.{part}").exists() for part in ARRAYS)
+    return record if whole and record["digest"] == wanted else None
 
 
 def _make_case(store: "Store", case: str) -> bool:
@@ -156,17 +161,21 @@ def _link_twin(store: "Store", case: str) -> bool:
     """Take the files of another configuration that prepares the case alike: a cascade has those of 3d_fullres, and so
     has 2d where the slices lie as far apart as 3d_fullres resamples them.
 
-    Files are replaced, never written again, so both may have the same. While they are replaced their record is gone:
-    it is linked last, so that it does not come with arrays of another digest.
+    Files are replaced, never written again, so both may have the same. While they are replaced their record is gone
+    or another: the record is read when the arrays are linked, and only the wanted one is written beside them.
     """
+    wanted = store.wanted[case]
     for folder in store.folder.parents[1].glob("*/cases"):
-        if folder != store.folder and _stored_digest(folder, case) == store.wanted[case]:
+        if folder != store.folder and _record_of(folder, case, wanted):
             try:
-                for part in PARTS:
+                for part in ARRAYS:
                     digest.link(folder / f"{case}.{part}", store.folder / f"{case}.{part}")
             except FileNotFoundError:
                 continue
-            return _stored_digest(store.folder, case) == store.wanted[case]
+            record = _record_of(folder, case, wanted)
+            if record:
+                digest.write_json(store.folder / f"{case}.json", record)
+                return True
     return False
 
 
@@ -224,15 +233,15 @@ class StoredCase:
     """One preprocessed case, memory-mapped.
 
     image : (C, Z, Y, X) float32; label : (Z, Y, X) int16
-    foreground : class or region, counted from 1, to flat voxel indices; none is empty
-    annotated : flat indices of voxels that are annotated, or None where all are
+    foreground : class or region, counted from 1, to flat voxel indices, int32 or int64; none is empty
+    annotated : such indices of voxels that are annotated, or None where all are
     previous : (Z, Y, X) int16, the segmentation of a cascade's stage before, or None
     """
 
     image: NDArray[np.float32]
     label: NDArray[np.int16]
-    foreground: dict[int, NDArray[np.int64]]
-    annotated: NDArray[np.int64] | None = None
+    foreground: dict[int, NDArray[np.integer]]
+    annotated: NDArray[np.integer] | None = None
     previous: NDArray[np.int16] | None = None
 
 
@@ -259,16 +268,17 @@ class Store:
 
     def open(self, case: str) -> StoredCase:
         """Map a case for reading patches."""
-        voxels = np.load(self.folder / f"{case}.foreground.npy").astype(np.int64)
+        voxels = np.load(self.folder / f"{case}.foreground.npy", mmap_mode="r")
         counts = self._record(case)["foreground"]
         ends = itertools.accumulate(count for _, count in counts)
         foreground = {index: voxels[end - count : end] for (index, count), end in zip(counts, ends, strict=True)}
         ignoring = self.cases.labels.ignore is not None
+        # mode "c": nothing writes to them, but torch.from_numpy warns of memory that cannot be written to
         return StoredCase(
             np.load(self.folder / f"{case}.image.npy", mmap_mode="c"),
             np.load(self.folder / f"{case}.label.npy", mmap_mode="c"),
             {index: voxels for index, voxels in foreground.items() if index != ANNOTATED},
-            foreground.get(ANNOTATED, np.empty(0, np.int64)) if ignoring else None,
+            foreground.get(ANNOTATED, voxels[:0]) if ignoring else None,
             np.load(self.folder / f"{case}.previous.npy", mmap_mode="c") if self.previous else None,
         )
 

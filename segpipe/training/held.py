@@ -46,8 +46,8 @@ class HeldCase:
 
     image: Tensor
     maps: tuple[Tensor, ...]
-    foreground: dict[int, NDArray[np.int64]]
-    annotated: NDArray[np.int64] | None
+    foreground: dict[int, NDArray[np.integer]]
+    annotated: NDArray[np.integer] | None
     place: Place
 
     @classmethod

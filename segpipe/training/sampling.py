@@ -51,11 +51,11 @@ class Places(Protocol):
         """(Z, Y, X)."""
 
     @property
-    def foreground(self) -> dict[int, NDArray[np.int64]]:
+    def foreground(self) -> dict[int, NDArray[np.integer]]:
         """Class or region, counted from 1, to flat voxel indices; none is empty."""
 
     @property
-    def annotated(self) -> NDArray[np.int64] | None:
+    def annotated(self) -> NDArray[np.integer] | None:
         """Flat indices of voxels that are annotated, or None where all are."""
 
 
@@ -81,7 +81,7 @@ def draw_box(rng: np.random.Generator, case: Places, size: Sequence[int], margin
     return Box(tuple(start), tuple(size))
 
 
-def _centres(rng: np.random.Generator, case: Places, force: bool) -> NDArray[np.int64] | None:
+def _centres(rng: np.random.Generator, case: Places, force: bool) -> NDArray[np.integer] | None:
     """The voxels of which one becomes the centre of a box; None for a place without regard to the label."""
     if force and case.foreground:
         return case.foreground[int(rng.choice(list(case.foreground)))]
