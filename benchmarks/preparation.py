@@ -4,25 +4,33 @@
 
 Both prepare 2d and 3d_fullres from the raw files: nnU-Net with its command `nnUNetv2_plan_and_preprocess
 --verify_dataset_integrity`, segpipe as one process that calls the functions of the rules in order. Each measurement is
-a fresh process, imports included, and they take turns. nnU-Net's settings of workers are tried on the first dataset,
-the fastest one is kept for all. Memory is the largest sum over its processes (PSS: what they share counts once).
+a fresh process, imports included; they take turns, also in who goes first, and the raw files are read once before.
+nnU-Net's settings of workers are tried once each on the first dataset; the fastest one is kept for all, and that run
+counts as its first round.
 
-The large CT is the first case of HeadNeckCT, resampled to 512 x 512 x 300.
+Nothing looks on while a run is timed. Memory is the largest sum over the processes (PSS: what they share counts once)
+in one extra run of each side. All 180 cases of Hippocampus have 1 mm spacing: neither side resamples them. Where 2d
+and 3d_fullres of a case are equal (there, and in ACDC with 10 mm slices), segpipe prepares it once and both share files
+by hard links; "shared" counts those cases.
 
-Prints a table and which targets are missed, keeps `results/preparation.json`.
+The large CT is a case of HeadNeckCT, resampled to 512 x 512 x 300, twice: the second says 1.3 times the spacing, so
+the target lies between and both are resampled. It is run once, and sampled in that run, every two seconds.
+
+Prints tables and which targets are missed, keeps `results/preparation.json`.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,58 +38,64 @@ import measuring
 import nibabel
 import numpy as np
 import psutil
+from preparation_report import SIDES, summed_up, tables
 
+from segpipe import digest
 from segpipe.prepare.resample import resample_image, resample_label
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results/preparation.json"
 LARGE, LARGE_FROM, LARGE_SHAPE = "Dataset901_LargeCT", "Dataset101_HeadNeckCT", (300, 512, 512)  # (Z, Y, X)
+LARGE_SPACINGS = {"near": 1.0, "far": 1.3}  # case to factor
 DATASETS = ("Dataset004_Hippocampus", "Dataset027_ACDC", LARGE_FROM, LARGE)
 WORKERS = {"1": ["-npfp", "1", "-np", "1", "1"], "2": ["-npfp", "2", "-np", "2", "2"], "default": []}
 CONFIGURATIONS = ("2d", "3d_fullres")
-SAMPLE_S = 0.2
-# of nnU-Net's number, by dataset; what DESIGN.md asks for
-TARGETS = {"Dataset004_Hippocampus": {"wall_s": 0.25, "peak_mib": 0.5}}
-UNITS = {"wall_s": "wall, s", "cpu_s": "CPU, s", "peak_mib": "peak memory, MiB"}
+SAMPLE_S, LARGE_SAMPLE_S = 0.2, 2.0
+SHAPES = "import blosc2, json, sys; print(json.dumps([blosc2.open(urlpath=p, mode='r').shape for p in sys.argv[1:]]))"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of one program."""
+    """One run of one program. peak_mib : 0 where nothing looked on"""
 
     wall_s: float
     cpu_s: float
     peak_mib: float
 
 
-@dataclass
-class Rounds:
-    """The runs of both programs on a dataset, and what they leave on disk for a case."""
+def measure(command: list[str], environment: dict[str, str], log: Path, sample_s: float | None) -> Measured:
+    """Run a program to its end. Stops this one, with what that said, where it fails; ends it where this one is stopped.
 
-    ours: list[Measured] = field(default_factory=list)
-    theirs: list[Measured] = field(default_factory=list)
-    bytes_per_case: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-def measure(command: list[str], environment: dict[str, str], log: Path) -> Measured:
-    """Run a program to its end. Stops this one, with what that said, where it fails."""
+    sample_s : how often to add up its memory; None: never
+    """
     peak_mib, over = [0.0], threading.Event()
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     began = time.perf_counter()
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=file, stderr=file)
-    watch = threading.Thread(target=_watch, args=(process.pid, peak_mib, over))
-    watch.start()
-    _, status, usage = os.wait4(process.pid, 0)  # with all processes that it waited for
-    wall_s = time.perf_counter() - began
-    over.set()
-    watch.join()
-    if status:
+        process = subprocess.Popen(
+            command, env={**kept, **environment}, stdout=file, stderr=file, start_new_session=True
+        )
+    watch = threading.Thread(target=_watch, args=(process.pid, peak_mib, over, sample_s)) if sample_s else None
+    try:
+        if watch:
+            watch.start()
+        _, status, usage = os.wait4(process.pid, 0)  # with all processes that it waited for
+        wall_s = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        over.set()
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its session: the workers too
+            process.wait()
+        if watch:
+            watch.join()
+    if process.returncode:
         sys.exit(f"{' '.join(command)}\n{log.read_text()[-2000:]}")
     return Measured(wall_s, usage.ru_utime + usage.ru_stime, peak_mib[0])
 
 
-def _watch(pid: int, peak_mib: list[float], over: threading.Event) -> None:
-    while not over.wait(SAMPLE_S):
+def _watch(pid: int, peak_mib: list[float], over: threading.Event, sample_s: float) -> None:
+    while not over.wait(sample_s):
         total = 0
         with suppress(psutil.Error):
             main = psutil.Process(pid)
@@ -95,35 +109,74 @@ class Programs:
     """Both programs, on datasets in `work`/raw."""
 
     def __init__(self, nnunet_python: Path, work: Path) -> None:
-        self.work = work
+        self.work, self.python = work, nnunet_python
+        self.workers = "default"
         self.command = str(nnunet_python.with_name("nnUNetv2_plan_and_preprocess"))
         folders = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
         self.environment = {name: str(work / folder) for name, folder in folders.items()}
         for folder in folders.values():
             (work / folder).mkdir(exist_ok=True)
 
-    def ours(self, dataset: str) -> Measured:
-        """segpipe, into a new folder."""
+    def run(self, side: str, dataset: str, sample_s: float | None) -> Measured:
+        """One of them, into a new folder."""
+        return (self._ours if side == "segpipe" else self._theirs)(dataset, sample_s)
+
+    def _ours(self, dataset: str, sample_s: float | None) -> Measured:
         out = self._new("segpipe", dataset)
         command = [sys.executable, str(HERE / "segpipe_preparation.py"), str(self.work / "raw" / dataset), str(out)]
         path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return measure(command, {"PYTHONPATH": path}, self.work / "segpipe.log")
+        return measure(command, {"PYTHONPATH": path}, self.work / "segpipe.log", sample_s)
 
-    def theirs(self, dataset: str, workers: str) -> Measured:
-        """nnU-Net, into a new folder."""
+    def _theirs(self, dataset: str, sample_s: float | None) -> Measured:
         self._new("preprocessed", dataset)
         number = str(int(dataset[7:10]))
-        asked = ["-d", number, "--verify_dataset_integrity", "-c", *CONFIGURATIONS, *WORKERS[workers]]
-        return measure([self.command, *asked], self.environment, self.work / "nnunet.log")
+        asked = ["-d", number, "--verify_dataset_integrity", "-c", *CONFIGURATIONS, *WORKERS[self.workers]]
+        return measure([self.command, *asked], self.environment, self.work / "nnunet.log", sample_s)
 
-    def bytes_per_case(self, dataset: str) -> dict[str, dict[str, int]]:
-        """Mean bytes by program and kind of file. What several names stand for counts once."""
-        ours, theirs = self.work / "segpipe" / dataset, self.work / "preprocessed" / dataset
+    def try_workers(self, dataset: str, sample_s: float | None) -> dict[str, Measured]:
+        """nnU-Net with each setting of workers, the fastest first; that one is kept."""
+        tried = {}
+        for self.workers in WORKERS:
+            tried[self.workers] = self.run("nnunetv2", dataset, sample_s)
+        tried = dict(sorted(tried.items(), key=lambda item: item[1].wall_s))
+        self.workers = next(iter(tried))
+        return tried
+
+    def stored(self, dataset: str) -> dict[str, Any]:
+        """What both left on disk: bytes per case by kind of file (shared ones count once), cases with shared files.
+
+        Stops where a case is missing, or where one of the large CT was not resampled.
+        """
         n_cases = len(list((self.work / "raw" / dataset / "labelsTr").iterdir()))
-        return {
-            "segpipe": _by_kind([ours / name / "cases" for name in CONFIGURATIONS], n_cases),
-            "nnunetv2": _by_kind([theirs / f"nnUNetPlans_{name}" for name in CONFIGURATIONS], n_cases),
+        folders = {
+            "segpipe": [self.work / "segpipe" / dataset / name / "cases" for name in CONFIGURATIONS],
+            "nnunetv2": [self.work / "preprocessed" / dataset / f"nnUNetPlans_{name}" for name in CONFIGURATIONS],
         }
+        images = {
+            "segpipe": [sorted(folder.glob("*.image.npy")) for folder in folders["segpipe"]],
+            "nnunetv2": [
+                sorted(set(folder.glob("*.b2nd")) - set(folder.glob("*_seg.b2nd"))) for folder in folders["nnunetv2"]
+            ],
+        }
+        made = {side: [len(paths) for paths in configurations] for side, configurations in images.items()}
+        if any(number != n_cases for numbers in made.values() for number in numbers):
+            sys.exit(f"{dataset} has {n_cases} cases, prepared for {', '.join(CONFIGURATIONS)}: {made}")
+        linked = (sum(path.stat().st_nlink > 1 for path in paths) for paths in images["segpipe"])
+        content = {
+            "n_cases": n_cases,
+            "bytes_per_case": {side: _by_kind(paths, n_cases) for side, paths in folders.items()},
+            "shared": dict(zip(CONFIGURATIONS, linked, strict=True)),
+        }
+        return {**content, "prepared_shapes": self._shapes(images)} if dataset == LARGE else content
+
+    def _shapes(self, images: dict[str, list[list[Path]]]) -> dict[str, Any]:
+        ours, theirs = ([path for paths in images[side] for path in paths] for side in SIDES)
+        asked = subprocess.run([self.python, "-c", SHAPES, *theirs], capture_output=True, check=True)
+        shapes = [list(np.load(path, mmap_mode="r").shape) for path in ours]
+        found = {"segpipe": shapes, "nnunetv2": json.loads(asked.stdout)}
+        if any(tuple(shape[1:]) == LARGE_SHAPE for shapes in found.values() for shape in shapes):
+            sys.exit(f"{LARGE} was not resampled: {found}")
+        return found
 
     def _new(self, folder: str, dataset: str) -> Path:
         shutil.rmtree(self.work / folder / dataset, ignore_errors=True)
@@ -140,19 +193,20 @@ def _by_kind(folders: list[Path], n_cases: int) -> dict[str, int]:
 
 
 def make_large(data: Path, folder: Path) -> None:
-    """One CT with label as large as those of a clinic, by resampling."""
+    """Two CTs with labels as large as those of a clinic, by resampling a small one."""
     description = json.loads((data / LARGE_FROM / "dataset.json").read_text())
     label = min((data / LARGE_FROM / "labelsTr").iterdir())
-    case = label.name.removesuffix(".nii.gz")
-    image = data / LARGE_FROM / "imagesTr" / f"{case}_0000.nii.gz"
-    for path, resample in ((image, _image), (label, _label)):
-        stored = nibabel.load(path)
+    image = data / LARGE_FROM / "imagesTr" / label.name.replace(".nii.gz", "_0000.nii.gz")
+    for path, resample, ending in ((image, _image, "_0000.nii.gz"), (label, _label, ".nii.gz")):
+        stored = nibabel.Nifti1Image.from_filename(path)
         array = np.asanyarray(stored.dataobj).T
-        affine = stored.affine.copy()
-        affine[:3, :3] *= np.array(array.shape[::-1]) / LARGE_SHAPE[::-1]
+        large = resample(array).T
         (folder / path.parent.name).mkdir(parents=True)
-        nibabel.save(nibabel.Nifti1Image(resample(array).T, affine), folder / path.parent.name / path.name)
-    (folder / "dataset.json").write_text(json.dumps({**description, "numTraining": 1}))
+        for case, factor in LARGE_SPACINGS.items():
+            affine = stored.affine.copy()
+            affine[:3, :3] *= factor * np.array(array.shape[::-1]) / LARGE_SHAPE[::-1]
+            nibabel.save(nibabel.Nifti1Image(large, affine), folder / path.parent.name / f"{case}{ending}")
+    (folder / "dataset.json").write_text(json.dumps({**description, "numTraining": len(LARGE_SPACINGS)}))
 
 
 def _image(array: np.ndarray) -> np.ndarray:
@@ -163,64 +217,40 @@ def _label(array: np.ndarray) -> np.ndarray:
     return resample_label(array.astype(np.int16), LARGE_SHAPE, None).astype(np.uint8)
 
 
-def run(programs: Programs, datasets: list[str], repeats: int) -> tuple[dict[str, Measured], dict[str, Rounds]]:
+def run(programs: Programs, datasets: list[str], repeats: int) -> tuple[dict[str, Measured], dict[str, Any]]:
     """What nnU-Net needed for the first dataset with each setting of workers, the fastest first; and all rounds."""
-    found = {dataset: Rounds() for dataset in datasets}
-    first = found[datasets[0]]
-    first.ours.append(programs.ours(datasets[0]))
-    tried = {workers: programs.theirs(datasets[0], workers) for workers in WORKERS}
-    tried = dict(sorted(tried.items(), key=lambda item: item[1].wall_s))
-    workers, fastest = next(iter(tried.items()))
-    first.theirs.append(fastest)
-    for dataset, rounds in found.items():
-        while len(rounds.ours) < repeats:
-            rounds.ours.append(programs.ours(dataset))
-            rounds.theirs.append(programs.theirs(dataset, workers))
-        rounds.bytes_per_case = programs.bytes_per_case(dataset)
-        print(f"{dataset}: {rounds.ours[-1]} and {rounds.theirs[-1]}", file=sys.stderr)
+    tried: dict[str, Measured] = {}
+    found: dict[str, Any] = {}
+    for dataset in datasets:
+        _read(programs.work / "raw" / dataset)
+        sample_s, n_rounds = (LARGE_SAMPLE_S, 1) if dataset == LARGE else (None, repeats)
+        runs: dict[str, list[Measured]] = {side: [] for side in SIDES}
+        if not tried:
+            runs["segpipe"].append(programs.run("segpipe", dataset, sample_s))
+            tried = programs.try_workers(dataset, sample_s)
+            runs["nnunetv2"].append(tried[programs.workers])
+        for number in range(len(runs["segpipe"]), n_rounds):
+            for side in SIDES if number % 2 == 0 else SIDES[::-1]:
+                runs[side].append(programs.run(side, dataset, sample_s))
+        sampled = {side: runs[side][0] if sample_s else programs.run(side, dataset, SAMPLE_S) for side in SIDES}
+        peak_mib = {side: one.peak_mib for side, one in sampled.items()}
+        found[dataset] = {"runs": runs, "peak_mib": peak_mib, "stored": programs.stored(dataset)}
+        print(f"{dataset}: {runs}, MiB {peak_mib}", file=sys.stderr)
     return tried, found
 
 
-def summed_up(dataset: str, rounds: Rounds) -> dict[str, Any]:
-    """Spreads of both, their ratios round by round, and what of the targets is missed."""
-    content: dict[str, Any] = {"bytes_per_case": rounds.bytes_per_case, "missed": {}}
-    for name in UNITS:
-        ours, theirs = ([getattr(one, name) for one in side] for side in (rounds.ours, rounds.theirs))
-        ratios = measuring.spread(a / b for a, b in zip(ours, theirs, strict=True))
-        content[name] = {"segpipe": measuring.spread(ours), "nnunetv2": measuring.spread(theirs), "ratio": ratios}
-        target = TARGETS.get(dataset, {}).get(name)
-        if target and ratios["median"] > target:
-            content["missed"][name] = f"{ratios['median']:.2f} instead of {target}"
-    return content
-
-
-def tables(datasets: dict[str, Any]) -> str:
-    """Markdown: time and memory, then bytes."""
-    rows = []
-    for dataset, content in datasets.items():
-        for name, title in UNITS.items():
-            ours, theirs, ratio = (content[name][key] for key in ("segpipe", "nnunetv2", "ratio"))
-            target = TARGETS.get(dataset, {}).get(name)
-            met = "" if target is None else f"{target}: {'missed' if name in content['missed'] else 'met'}"
-            spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-            rows.append((dataset, title, f"{ours['median']:.1f}", f"{theirs['median']:.1f}", spread, met))
-    times = measuring.table(("dataset", "", "segpipe", "nnU-Net", "ratio (spread)", "target"), rows)
-    sizes = [
-        (dataset, *(_described(content["bytes_per_case"][side]) for side in ("segpipe", "nnunetv2")))
-        for dataset, content in datasets.items()
-    ]
-    return f"{times}\n\n{measuring.table(('kB per case', 'segpipe', 'nnU-Net'), sizes)}"
-
-
-def _described(kinds: dict[str, int]) -> str:
-    parts = ", ".join(f"{kind} {size / 1000:,.1f}" for kind, size in kinds.items())
-    return f"{sum(kinds.values()) / 1000:,.1f}: {parts}"
+def _read(folder: Path) -> None:
+    """So that whoever goes first does not wait for the disk."""
+    for path in folder.resolve().rglob("*"):
+        if path.is_file():
+            path.read_bytes()
 
 
 def peer_versions(python: Path) -> dict[str, str]:
     """Of the packages that nnU-Net prepares with."""
     names = ("nnunetv2", "numpy", "scipy", "scikit-image", "blosc2", "SimpleITK", "torch")
-    code = f"from importlib.metadata import version; import json; print(json.dumps({{n: version(n) for n in {names}}}))"
+    found = f"{{'python': platform.python_version(), **{{n: version(n) for n in {names}}}}}"
+    code = f"from importlib.metadata import version; import json, platform; print(json.dumps({found}))"
     return dict(json.loads(subprocess.run([python, "-c", code], capture_output=True, check=True).stdout))
 
 
@@ -229,10 +259,13 @@ def main() -> None:
     parser.add_argument("--nnunet-python", type=Path, required=True, help="interpreter with nnunetv2 2.8")
     parser.add_argument("--data", type=Path, required=True, help="folder with the datasets")
     parser.add_argument("--datasets", default=",".join(DATASETS), help="comma-separated; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2, help="rounds of a dataset, the large CT has one; default: 2")
     parser.add_argument("--out", type=Path, default=OUT, help="JSON; default: results/preparation.json")
     args = parser.parse_args()
-    datasets = args.datasets.split(",")
+    if not os.access(args.out.parent, os.W_OK):
+        parser.error(f"--out: {args.out.parent} is no folder that can be written to")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave as on Ctrl-C: nothing stays behind
+    peer, datasets = peer_versions(args.nnunet_python), args.datasets.split(",")
     with tempfile.TemporaryDirectory() as folder:
         programs = Programs(args.nnunet_python, Path(folder))
         for dataset in datasets:
@@ -241,23 +274,23 @@ def main() -> None:
         tried, found = run(programs, datasets, args.repeats)
     content = {
         "hardware": measuring.hardware(),
-        "versions": {
-            "segpipe": measuring.versions("segpipe", "numpy", "scipy", "nibabel"),
-            "nnunetv2": peer_versions(args.nnunet_python),
-        },
+        "versions": {"segpipe": measuring.versions("segpipe", "numpy", "scipy", "nibabel"), "nnunetv2": peer},
         "repeats": args.repeats,
         "nnunet_workers": {
             "dataset": datasets[0],
-            "kept": next(iter(tried)),
+            "kept": programs.workers,
             "tried": {workers: vars(measured) for workers, measured in tried.items()},
         },
-        "datasets": {dataset: summed_up(dataset, rounds) for dataset, rounds in found.items()},
+        "datasets": {dataset: summed_up(dataset, one) for dataset, one in found.items()},
     }
-    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    digest.write_json(args.out, content)
     print(tables(content["datasets"]))
     missed = {dataset: one["missed"] for dataset, one in content["datasets"].items() if one["missed"]}
     seconds = ", ".join(f"{workers} {measured.wall_s:.1f} s" for workers, measured in tried.items())
-    print(f"\nnnU-Net by its workers, of which the fastest were kept: {seconds}. Missed: {missed or 'nothing'}.")
+    print(
+        f"\nnnU-Net by its workers, tried once each on {datasets[0]}: {seconds}. The fastest were kept, and that run is"
+    )
+    print(f"its first round. Missed: {missed or 'nothing'}.")
 
 
 if __name__ == "__main__":
