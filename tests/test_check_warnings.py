@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tiny import FOUR
 from volumes import CHECK, affine, describe, image_array, label_array, nifti, nnunet_dataset, numbered, turn
 
-from segpipe.data import check
+from segpipe.data import check, check_facts
 from segpipe.data.check_facts import Facts
 from segpipe.data.check_warnings import MIN_CASES, Notice
+from segpipe.data.image import Volume
 from segpipe.params import Check
 
 MANY = MIN_CASES  # cases, so that outliers are looked for
@@ -274,6 +276,15 @@ def test_levels_of_a_large_image_are_those_of_all_its_voxels(tmp_path: Path) -> 
         nifti(tmp_path / f"labelsTr/{case}.nii", np.ones(image.shape, np.uint8))
     describe(tmp_path, file_ending=".nii", labels={"background": 0, "all": 1}, numTraining=2)
     assert facts(tmp_path, "a").channels[0].levels == pytest.approx((50, 500, 950), abs=1)
+
+
+def test_levels_of_a_small_part_are_those_of_all_its_voxels() -> None:
+    """As many voxels of it are looked at as of a whole image."""
+    image = np.zeros((1, 100, 200, 300), np.float32)
+    image[0, 40:60, 50:90, 100:160] = np.random.default_rng(0).permutation(48_000).reshape(20, 40, 60) + 1
+    volume = Volume(image, (1, 1, 1), np.eye(4))
+    (channel,) = check_facts.measure([volume], None, "RAS", FOUR).channels
+    assert channel.levels == pytest.approx((2_400, 24_000, 45_600), abs=500)
 
 
 def test_the_settings_are_limits(root: Path) -> None:

@@ -63,6 +63,13 @@ def test_values_that_nothing_changes_are_still_looked_at(strange: int) -> None:
     assert labels.from_files(np.array([[0, strange], [2, 0]], np.int16)).tolist() == [[0, -1], [2, 0]]
 
 
+def test_a_label_map_without_voxels_has_none_afterwards():
+    labels = parse({"background": 0, "one": 7}, None, "dataset.json")
+    for shape in ((0,), (0, 4, 5), (4, 0, 5)):
+        found = labels.from_files(np.empty(shape, np.uint8))
+        assert (found.shape, found.dtype) == (shape, np.int16)
+
+
 def test_an_ignore_label_below_the_classes_is_the_last_value_of_the_training():
     labels = parse({"background": 0, "ignore": 1, "liver": 2}, None, "dataset.json")
     assert (labels.ignore, labels.file_values) == (2, (0, 2, 1))

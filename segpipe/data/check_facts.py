@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from segpipe.data.image import Volume
 from segpipe.data.labels import IGNORE, Labels
 
-SAMPLE = 20_000  # voxels that the quantiles of a channel are taken from: they are off by 0.2 % of the ranks
+# Voxels that the quantiles of a channel are taken from, about: as if drawn at random, the median is off by 0.35 % of
+# the ranks (its standard deviation, 0.5 / sqrt(20,000)), other quantiles by less.
+SAMPLE = 20_000
 COUNTED_AT_ONCE = 1_000_000  # voxels of a label map
 
 
@@ -100,10 +102,13 @@ def _padding(channels: list[NDArray[np.float32]]) -> NDArray[np.bool_] | None:
 
 
 def _channel(file: int, channel: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> Channel:
+    if padding is not None and padding.all():
+        padding = None
+    n_inside = channel.size if padding is None else channel.size - int(np.count_nonzero(padding))
     # without a factor in common with an edge: a sample of some columns alone would be none of the volume
-    step = next(n for n in itertools.count(max(1, channel.size // SAMPLE)) if math.gcd(n, channel.size) == 1)
+    step = next(n for n in itertools.count(max(1, n_inside // SAMPLE)) if math.gcd(n, channel.size) == 1)
     sample = channel.reshape(-1)[::step]
-    if padding is not None and not padding.all():
+    if padding is not None:
         sample = sample[~padding.reshape(-1)[::step]]
     low, middle, high = np.percentile(sample, [5, 50, 95]) if sample.size else [channel.flat[0]] * 3
     content = hashlib.sha256(f"{channel.shape}".encode() + np.ascontiguousarray(channel).data).hexdigest()[:16]

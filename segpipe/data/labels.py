@@ -79,7 +79,10 @@ class Labels:
         table = np.full(high - low + 1, -1, np.int16)
         for value, in_files in enumerate(self.file_values):
             table[in_files - low] = value
-        return np.stack([table[plane.astype(np.int64) - low] for plane in array])  # in planes: they are 8 bytes a voxel
+        found = np.empty(array.shape, np.int16)
+        for index, plane in enumerate(array):  # in planes: as indices they are 8 bytes a voxel
+            found[index] = table[plane.astype(np.int64) - low]
+        return found
 
     def of_binary(self, array: NDArray[np.integer]) -> NDArray[np.integer]:
         """A label map as read; a mask of 0 and 255, as many programs save it, as 0 and 1.
