@@ -29,7 +29,7 @@ FORMAT_VERSION = 1  # raised when files of an older version can no longer be rea
 PACKAGE = Path(__file__).parent
 LEFTOVER_AFTER_S = 3600
 REPORT_BYTES = 256  # of what a lock file says
-_listed: dict[Path, tuple[float, list[str]]] = {}  # of a folder: when it was listed, and the temporary names in it
+_listed: dict[Path, tuple[float, list[str]]] = {}  # of an absolute path: when it was listed, its temporary names
 
 # The modules that decide each rule's result. An edit elsewhere never redoes the rule.
 READ_IMAGES = (
@@ -222,10 +222,11 @@ def _temporary(path: Path) -> Path:
 def _left_beside(path: Path) -> list[Path]:
     """Temporary names of a file. A folder is listed once an hour: it may hold the files of thousands of cases."""
     now = time.monotonic()
-    listed_s, names = _listed.get(path.parent, (-math.inf, []))
+    folder = path.parent.absolute()
+    listed_s, names = _listed.get(folder, (-math.inf, []))
     if now - listed_s >= LEFTOVER_AFTER_S:
-        names = [name for name in os.listdir(path.parent) if name.startswith(".") and ".tmp." in name]
-        _listed[path.parent] = now, names
+        names = [name for name in os.listdir(folder) if name.startswith(".") and ".tmp." in name]
+        _listed[folder] = now, names
     return [path.with_name(name) for name in names if name.endswith(f".tmp.{path.name}")]
 
 

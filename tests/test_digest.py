@@ -274,6 +274,17 @@ def test_a_folder_is_looked_through_once_an_hour(tmp_path: Path, monkeypatch: py
     assert not leftover.exists()
 
 
+def test_a_relative_folder_is_another_one_in_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("here", "there"):
+        leftover = tmp_path / place / "cases/.1-2.tmp.file"
+        leftover.parent.mkdir(parents=True)
+        leftover.touch()
+        os.utime(leftover, (0, 0))
+        monkeypatch.chdir(tmp_path / place)
+        digest.write_text(Path("cases/file"), "content")
+        assert not leftover.exists()
+
+
 def test_json_is_valid_and_appears_at_once(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     digest.write_json(path, {"dice": 0.5, "none": None})
