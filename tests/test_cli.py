@@ -138,3 +138,18 @@ def test_settings_are_those_of_here_or_of_the_project(
     assert load_params(argparse.Namespace(params=tmp_path / "other.yaml")).splits.n_folds == 7
     with pytest.raises(SegpipeError, match="absent"):
         load_params(argparse.Namespace(params=tmp_path / "absent.yaml"))
+
+
+def test_a_log_that_cannot_be_written_is_told_in_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    call = "from segpipe.cli.scripts import run; run(lambda args, params: None)"
+    done = subprocess.run(
+        [sys.executable, "-c", call, "--log", str(tmp_path / "file/run.log")],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "the log file cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,20 +7,32 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from segpipe.errors import SegpipeError
+from segpipe.errors import SegpipeError, problem
 
 log = logging.getLogger("segpipe")
 
 
 def start_log(path: str | None) -> None:
-    """Messages go to stderr and, appended, to the log file: a retried job keeps the history of its attempts."""
+    """Messages go to stderr and, appended, to the log file: a retried job keeps the history of its attempts.
+
+    Raises SegpipeError where the log file cannot be written.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="a"))
+        handlers.append(_log_file(Path(path)))
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
     if path:
         log.debug("pid %d", os.getpid())
+
+
+def _log_file(path: Path) -> logging.Handler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return logging.FileHandler(path, mode="a")
+    except OSError as error:
+        expected, cure = "a file that can be written", "correct the path, or who may write there"
+        what = "the log file cannot be written"
+        raise SegpipeError(problem(what, where=path, found=error.strerror, expected=expected, cure=cure)) from None
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str) -
         parser.add_argument(option.rstrip("+?"), required=not option.endswith("?"), nargs=nargs)
     parser.add_argument("--log", help="the messages go here as well as to the terminal")
     args = parser.parse_args()
-    start_log(args.log)
     with exit_codes():
+        start_log(args.log)
         params = params_module.load()
         _agree(args, params)
         function(args, params)
