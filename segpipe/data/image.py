@@ -3,12 +3,10 @@
 Arrays are (C, Z, Y, X) and spacings (Z, Y, X) in mm everywhere else. docs/formats.md says what each format may hold.
 """
 
-import importlib
 import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +113,8 @@ def turned(volume: Volume, orientation: str) -> Volume:
     """
     if orientation != "RAS" or volume.is_2d:
         return volume
-    orientations = _orientations()
+    from nibabel import orientations  # noqa: PLC0415  # 0.2 s that steps without images do without
+
     found = orientations.io_orientation(volume.affine)
     spacing = np.array(volume.spacing_mm)
     spacing[2 - found[:, 0].astype(int)] = volume.spacing_mm[::-1]
@@ -132,7 +131,8 @@ def write_label_like(path: Path, label: NDArray[np.integer], reference: Path, or
     """
     grid: Grid = module_of(reference).grid(reference)
     if orientation == "RAS" and not grid.is_2d:
-        orientations = _orientations()
+        from nibabel import orientations  # noqa: PLC0415  # as in `turned`
+
         back = orientations.ornt_transform(RAS, orientations.io_orientation(grid.affine))
         label = orientations.apply_orientation(label.T, back).T
     label = np.ascontiguousarray(label, np.uint8 if label.max(initial=0) < 256 else np.uint16)
@@ -156,7 +156,9 @@ def may_hold_several_channels(file_ending: str) -> bool:
 
 def axis_codes(volume: Volume) -> str:
     """Where the axes x, y, z lead: `RAS` is right, front, up; `?` where an axis leads nowhere."""
-    return "".join(code or "?" for code in _orientations().aff2axcodes(volume.affine))
+    from nibabel.orientations import aff2axcodes  # noqa: PLC0415  # as in `turned`
+
+    return "".join(code or "?" for code in aff2axcodes(volume.affine))
 
 
 def companions(path: Path) -> list[Path]:
@@ -176,11 +178,6 @@ def identity(path: Path) -> str:
     files = [*([] if path.is_dir() else [path]), *companions(path)]
     digests = [digest.of_file(file) for file in files]
     return digests[0] if files == [path] else digest.of(digests)
-
-
-def _orientations() -> Any:
-    """The module of nibabel, which takes 0.2 s to import: steps that read no image do without."""
-    return importlib.import_module("nibabel.orientations")
 
 
 def _read(path: Path, as_label: bool) -> Stored:

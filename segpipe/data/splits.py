@@ -3,7 +3,6 @@
 nnU-Net's is that of nnunetv2/utilities/crossval_split.py.
 """
 
-import importlib
 from collections import Counter
 from collections.abc import Mapping
 from logging import getLogger
@@ -96,12 +95,13 @@ def draw(
         order = np.random.RandomState(settings.seed).permutation(len(units))
         sides = [np.isin(of_case, units[part]) for part in np.array_split(order, settings.n_folds)]
     else:
-        sklearn = importlib.import_module("sklearn.model_selection")
+        from sklearn import model_selection  # noqa: PLC0415  # more than a second that few datasets need
+
         how = {"n_splits": settings.n_folds, "shuffle": True, "random_state": settings.seed}
         labels = [strata[case] for case in ids.tolist()]
         largest = max(Counter(labels).values())
         _require_enough(largest, f"cases of the largest {settings.stratify}", settings.n_folds, where)
-        folds = sklearn.StratifiedGroupKFold(**how) if groups else sklearn.StratifiedKFold(**how)
+        folds = model_selection.StratifiedGroupKFold(**how) if groups else model_selection.StratifiedKFold(**how)
         sides = [np.isin(np.arange(len(ids)), val) for _, val in folds.split(ids, labels, of_case if groups else None)]
     for number, side in enumerate(sides):
         _require_enough(int(side.sum()), f"cases that fold {number} validates", 1, where)
