@@ -407,7 +407,8 @@ def replaced_meanwhile(patch: pytest.MonkeyPatch, later: str) -> list[Path]:
         link(source, target)
         if not taken:
             record = source.with_name(f"{source.name.split('.')[0]}.json")
-            with digest.new_file(source.with_name(source.name.replace("image", "label"))) as new, new.open("wb") as file:
+            label = source.with_name(source.name.replace("image", "label"))
+            with digest.new_file(label) as temporary, temporary.open("wb") as file:
                 np.save(file, np.zeros(3))
             record.unlink() if later == "gone" else digest.write_json(record, {"digest": "another"})
         taken.append(source)
