@@ -174,7 +174,7 @@ class Programs:
         asked = subprocess.run([self.python, "-c", SHAPES, *theirs], capture_output=True, check=True)
         shapes = [list(np.load(path, mmap_mode="r").shape) for path in ours]
         found = {"segpipe": shapes, "nnunetv2": json.loads(asked.stdout)}
-        if any(tuple(shape[1:]) == LARGE_SHAPE for shapes in found.values() for shape in shapes):
+        if any(sorted(shape[1:]) == sorted(LARGE_SHAPE) for shapes in found.values() for shape in shapes):
             sys.exit(f"{LARGE} was not resampled: {found}")
         return found
 

@@ -5,9 +5,9 @@ from typing import Any
 import measuring
 
 SIDES = ("segpipe", "nnunetv2")
-# of nnU-Net's number, by dataset; the issue asks for these, and for no 0.1 MB of coordinates in each case
+# of nnU-Net's number, by dataset; and no 0.1 MB of coordinates in each case of it
 TARGETS = {"Dataset004_Hippocampus": {"wall_s": 0.25, "peak_mib": 0.5}}
-MOST_COORDINATES_KB = 100
+MOST_COORDINATES_KB = {"Dataset004_Hippocampus": 100}
 COORDINATES = {"segpipe": "foreground.npy", "nnunetv2": "pkl"}  # the kinds of file that hold them
 UNITS = {"wall_s": "wall, s", "cpu_s": "CPU, s", "peak_mib": "peak memory, MiB"}
 COMPARED = """\
@@ -36,8 +36,9 @@ def summed_up(dataset: str, found: dict[str, Any]) -> dict[str, Any]:
             content["missed"][name] = f"{content[name]['ratio']['median']:.2f} instead of {target}"
     kb = {side: content["bytes_per_case"][side].get(kind, 0) / 1000 for side, kind in COORDINATES.items()}
     content["coordinates_kb_per_case"] = kb
-    if kb["segpipe"] >= MOST_COORDINATES_KB:
-        content["missed"]["coordinates"] = f"{kb['segpipe']:.1f} kB instead of less than {MOST_COORDINATES_KB}"
+    most = MOST_COORDINATES_KB.get(dataset)
+    if most and kb["segpipe"] >= most:
+        content["missed"]["coordinates"] = f"{kb['segpipe']:.1f} kB instead of less than {most}"
     return content
 
 
@@ -68,7 +69,8 @@ def _rows(dataset: str, content: dict[str, Any]) -> list[tuple[str, ...]]:
         rows.append((dataset, title, rounds, f"{ours['median']:.1f}", f"{theirs['median']:.1f}", spread, met))
     kb = content["coordinates_kb_per_case"]
     ratio = f"{kb['segpipe'] / kb['nnunetv2']:.2f}"
-    met = f"< {MOST_COORDINATES_KB} kB: {_met(content, 'coordinates')}"
+    most = MOST_COORDINATES_KB.get(dataset)
+    met = "" if most is None else f"< {most} kB: {_met(content, 'coordinates')}"
     title = "coordinates (foreground.npy, pickles), kB per case"
     return [*rows, (dataset, title, "", f"{kb['segpipe']:.1f}", f"{kb['nnunetv2']:.1f}", ratio, met)]
 
