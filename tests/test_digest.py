@@ -275,8 +275,8 @@ def test_a_folder_is_looked_through_once_an_hour(tmp_path: Path, monkeypatch: py
 
 
 def test_a_relative_folder_is_another_one_in_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("here", "there"):
-        leftover = tmp_path / place / "cases/.1-2.tmp.file"
+    for number, place in enumerate(("here", "there")):
+        leftover = tmp_path / place / f"cases/.{number}-2.tmp.file"
         leftover.parent.mkdir(parents=True)
         leftover.touch()
         os.utime(leftover, (0, 0))
