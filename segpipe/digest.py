@@ -21,6 +21,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import IO, Any
 
+from segpipe.deciding import DECIDING_MODULES
 from segpipe.errors import SegpipeError
 
 log = getLogger(__name__)
@@ -30,122 +31,6 @@ PACKAGE = Path(__file__).parent
 LEFTOVER_AFTER_S = 3600
 REPORT_BYTES = 256  # of what a lock file says
 _listed: dict[Path, tuple[float, list[str]]] = {}  # of an absolute path: when it was listed, its temporary names
-
-# The modules that decide each rule's result. An edit elsewhere never redoes the rule.
-READ_IMAGES = (
-    "data/formats/grid.py",
-    "data/formats/choice.py",
-    "data/formats/nifti.py",
-    "data/formats/metaimage.py",
-    "data/formats/nrrd.py",
-    "data/formats/tiff.py",
-    "data/formats/natural.py",
-    "data/formats/dicom.py",
-    "data/image.py",
-)
-READ_CASES = (*READ_IMAGES, "data/labels.py", "data/cases.py")
-VALIDATE = (
-    *READ_CASES,
-    "prepare/spacing.py",
-    "prepare/resample.py",
-    "training/unet.py",
-    "training/resenc.py",
-    "training/network.py",
-    "inference/window.py",
-    "inference/predict.py",
-    "inference/export.py",
-    "evaluation/metrics.py",
-    "evaluation/summary.py",
-)
-PREPARE_CASE = (
-    *READ_CASES,
-    "prepare/nonzero.py",
-    "prepare/spacing.py",
-    "prepare/normalise.py",
-    "prepare/resample.py",
-    "prepare/preprocess.py",
-)
-PREPROCESS = (*PREPARE_CASE, "prepare/store.py")
-DECIDING_MODULES = {
-    "phantoms": ("data/phantoms.py",),
-    "check": (
-        *READ_IMAGES,
-        "data/labels.py",
-        "data/dataset_json.py",
-        "data/dataset.py",
-        "data/case_table.py",
-        "data/check_facts.py",
-        "data/check_warnings.py",
-        "data/check_report.py",
-        "data/check_picture.py",
-        "data/check_page.py",
-        "data/check.py",
-    ),
-    "fingerprint": (
-        *READ_CASES,
-        "prepare/nonzero.py",
-        "prepare/normalise.py",
-        "prepare/fingerprint.py",
-    ),
-    "plan": (
-        "prepare/spacing.py",
-        "prepare/topology.py",
-        "prepare/presets.py",
-        "prepare/sizing.py",
-        "prepare/schemes.py",
-        "prepare/plan.py",
-        "prepare/planner.py",
-        "prepare/nnunet_plans.py",
-        "prepare/plan_file.py",
-        "prepare/planning.py",
-    ),
-    "splits": ("data/given_splits.py", "data/splits.py"),
-    "preprocess": PREPROCESS,
-    "preprocess_cascade": (*PREPROCESS, "inference/previous_stage.py"),
-    "train": (
-        "training/sampling.py",
-        "training/intensity.py",
-        "training/held.py",
-        "training/warp.py",
-        "training/augment.py",
-        "training/previous.py",
-        "training/feed.py",
-        "training/execution.py",
-        "training/unet.py",
-        "training/resenc.py",
-        "training/network.py",
-        "training/pretrained.py",
-        "training/target.py",
-        "training/loss.py",
-        "training/optimiser.py",
-        "training/schedule.py",
-        "training/averaging.py",
-        "training/selection.py",
-        "training/loop.py",
-        "training/setup.py",
-    ),
-    "full_validation": ("inference/full_validation.py", *VALIDATE),  # a part of `train`, where it is asked for
-    "validate": VALIDATE,
-    "ensemble": (
-        *READ_CASES,
-        "inference/export.py",
-        "inference/ensemble.py",
-        "evaluation/metrics.py",
-        "evaluation/summary.py",
-    ),
-    "crossval": ("evaluation/summary.py", "evaluation/crossval.py"),
-    "predict": (
-        *PREPARE_CASE,
-        "training/unet.py",
-        "training/resenc.py",
-        "training/network.py",
-        "inference/window.py",
-        "inference/predict.py",
-        "inference/models.py",
-        "inference/predict_cases.py",
-        "inference/export.py",
-    ),
-}
 
 
 def of(value: Any) -> str:

@@ -12,7 +12,7 @@ from segpipe.data import image
 from segpipe.errors import SegpipeError
 from segpipe.evaluation import summary
 from segpipe.evaluation.metrics import case_metrics
-from segpipe.inference import export
+from segpipe.inference import export, softmax_file
 from segpipe.inference.ensemble import ensemble, mean_softmax
 
 pytest_plugins = ["phantom_fixtures"]
@@ -43,7 +43,7 @@ def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0",
     rows = []
     for case in cases or case_ids(prepared):
         softmax = random_softmax(prepared, case, seed)
-        export.save_softmax(folder / f"softmax/{case}.npz", softmax, dtype)
+        softmax_file.save(folder / f"softmax/{case}.npz", softmax, dtype)
         label = export.segmentation(softmax, prepared.cases.labels)
         path = folder / f"segmentations/{case}.nii.gz"
         image.write_label_like(path, label, prepared.cases.image_path(case))
@@ -147,7 +147,7 @@ def test_softmax_of_different_grids_is_refused(prepared):
     folders = [member(prepared, "2d", 0), member(prepared, "3d_fullres", 1)]
     case = case_ids(prepared)[1]
     path = folders[1] / f"softmax/{case}.npz"
-    export.save_softmax(path, export.load_softmax(path)[:, 1:], "float32")
+    softmax_file.save(path, softmax_file.load(path)[:, 1:], "float32")
     with pytest.raises(SegpipeError, match="different grids") as error:
         ensemble(prepared.cases, folders, OUT, params())
     assert f"softmax/{case}.npz" in str(error.value)
@@ -167,7 +167,7 @@ def test_half_precision_is_averaged_in_single(tmp_path):
     values = [np.full((2, 1, 1, 1), value) for value in (0.1, 0.3337, 0.9)]
     paths = [tmp_path / f"{index}.npz" for index in range(3)]
     for path, value in zip(paths, values, strict=True):
-        export.save_softmax(path, value, "float16")
+        softmax_file.save(path, value, "float16")
     mean = mean_softmax(paths)
     assert mean.dtype == np.float32
     exact = np.mean([value.astype(np.float16).astype(np.float64) for value in values], axis=0)

@@ -5,7 +5,7 @@ import pytest
 from skimage.transform import resize
 from tiny import DATA, labels_of, wave
 
-from segpipe.inference import export
+from segpipe.inference import export, softmax_file
 from segpipe.prepare.preprocess import Grid
 
 ORACLE = np.load(DATA / "core_oracle.npz")
@@ -91,7 +91,7 @@ def test_the_saved_softmax_is_what_numpy_and_nnunet_read(tmp_path, dtype):
     grid = grid_of(*EXPORTS["coarse"])
     probabilities = export.to_file_grid(logits_of(grid), grid, THREE)
     path = tmp_path / "softmax/case.npz"
-    export.save_softmax(path, probabilities, dtype)
+    softmax_file.save(path, probabilities, dtype)
     with np.load(path, allow_pickle=False) as content:
         assert list(content) == ["probabilities"]
         stored = content["probabilities"]
@@ -99,7 +99,7 @@ def test_the_saved_softmax_is_what_numpy_and_nnunet_read(tmp_path, dtype):
     assert stored.shape == (3, *EXPORTS["coarse"][0])
     assert np.allclose(stored.astype(np.float32), probabilities, atol=1e-3 if dtype == "float16" else 0)
     assert np.allclose(stored.astype(np.float32).sum(0), 1, atol=2e-3)
-    assert np.array_equal(export.load_softmax(path), stored)
+    assert np.array_equal(softmax_file.load(path), stored)
     # the order is kept: half precision rounds, but never turns two classes round
     top = np.sort(probabilities, 0)
     clear = top[-1] - top[-2] > 1e-3

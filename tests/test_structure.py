@@ -16,6 +16,7 @@ from volumes import REPO
 ROOMS = [
     "errors",
     "params",
+    "deciding",
     "digest",
     "plugins",
     "device",

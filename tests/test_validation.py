@@ -14,7 +14,7 @@ from segpipe import digest
 from segpipe.data import image, splits
 from segpipe.errors import SegpipeError
 from segpipe.evaluation.metrics import case_metrics
-from segpipe.inference import export, predict, validation
+from segpipe.inference import export, predict, softmax_file, validation
 from segpipe.inference.window import predict_logits
 from segpipe.params import section
 from segpipe.training import checkpoint, job
@@ -82,7 +82,7 @@ def test_every_validation_case_is_predicted_by_the_checkpoint(prepared, trained,
         stored = prepared.store.read(case)
         logits = predict_logits([network], torch.from_numpy(stored.image), [16] * 3, (), 1.0, torch.float32)
         expected = export.to_file_grid(logits.numpy(), stored.grid, prepared.cases.labels)
-        assert np.allclose(export.load_softmax(validated / f"softmax/{case}.npz"), expected, atol=1e-3)
+        assert np.allclose(softmax_file.load(validated / f"softmax/{case}.npz"), expected, atol=1e-3)
         segmentation = image.read_label(validated / f"segmentations/{case}.nii.gz")
         assert np.array_equal(segmentation.array[0], expected.argmax(0))
 
@@ -218,7 +218,7 @@ def test_cases_done_with_raw_weights_are_not_taken_for_averaged_ones(prepared, t
 def test_precision_of_the_saved_softmax(prepared, trained):
     validate(prepared, trained, Path("fold_0/validation_final"), validate__softmax_dtype="float32")
     case = val_cases(prepared)[0]
-    assert export.load_softmax(Path(f"fold_0/validation_final/softmax/{case}.npz")).dtype == np.float32
+    assert softmax_file.load(Path(f"fold_0/validation_final/softmax/{case}.npz")).dtype == np.float32
 
 
 # ---- a checkpoint that is replaced meanwhile -------------------------------------------------------------------------
@@ -350,14 +350,14 @@ def test_a_missing_case_is_an_error_and_no_smaller_mean(prepared, trained, monke
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_an_error_while_writing_a_case_stops_the_validation(prepared, trained, monkeypatch, number):
-    failing, save = val_cases(prepared)[number], export.save_softmax
+    failing, save = val_cases(prepared)[number], softmax_file.save
 
     def full(path, *rest):
         if path.stem == failing:
             raise OSError("disk full")
         save(path, *rest)
 
-    monkeypatch.setattr(export, "save_softmax", full)
+    monkeypatch.setattr(softmax_file, "save", full)
     with pytest.raises(OSError, match="disk full"):
         validate(prepared, trained, Path("fold_0/validation_final"))
     assert not Path("fold_0/validation_final").exists()
@@ -386,7 +386,7 @@ def test_a_2d_configuration_trains_and_validates(prepared, tmp_path):
     validation.validate(flat.store, flat.splits, "1", model, out, settings)
     cases = splits.read(flat.splits, "1")["val"]
     for case in cases:
-        softmax = export.load_softmax(out / f"softmax/{case}.npz")
+        softmax = softmax_file.load(out / f"softmax/{case}.npz")
         assert softmax.shape == (4, *flat.cases.read_label(case).shape)
         assert np.allclose(softmax.astype(np.float32).sum(0), 1, atol=3e-3)
     assert len(digest.read_json(out / "summary.json")["metric_per_case"]) == len(cases) == 2

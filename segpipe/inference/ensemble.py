@@ -16,7 +16,7 @@ from segpipe.data import image
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
-from segpipe.inference import export
+from segpipe.inference import export, softmax_file
 from segpipe.params import Params
 
 log = getLogger(__name__)
@@ -59,9 +59,9 @@ def ensemble(cases: Cases, folders: list[Path], out: Path, params: Params) -> No
 
 def mean_softmax(paths: Sequence[Path]) -> NDArray[np.float32]:
     """The equal-weight mean of saved softmax files, one in memory at a time. Raises SegpipeError where grids differ."""
-    total = export.load_softmax(paths[0]).astype(np.float32)
+    total = softmax_file.load(paths[0]).astype(np.float32)
     for path in paths[1:]:
-        one = export.load_softmax(path)
+        one = softmax_file.load(path)
         if one.shape != total.shape:
             raise SegpipeError(
                 problem(

@@ -1,12 +1,9 @@
 """From logits on the network's grid to softmax and segmentation on the file's grid; what is saved of them."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from segpipe import digest
 from segpipe.data.labels import Labels
 from segpipe.prepare.preprocess import Grid
 from segpipe.prepare.resample import resample_image
@@ -50,16 +47,3 @@ def segmentation(probabilities: Probabilities, labels: Labels) -> NDArray[np.int
     for probability, value in zip(probabilities, labels.regions_order, strict=True):
         painted[probability > 0.5] = value
     return painted
-
-
-def save_softmax(path: Path, probabilities: Probabilities, dtype: str) -> None:
-    """Write `<case>.npz`, key `probabilities`, (C, Z, Y, X): readable by numpy.load and by nnU-Net's ensembling."""
-    with digest.new_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, probabilities=probabilities.astype(dtype))
-
-
-def load_softmax(path: Path) -> Probabilities:
-    """Read what `save_softmax` (or nnU-Net) wrote."""
-    with np.load(path) as content:
-        probabilities: Probabilities = content["probabilities"]
-    return probabilities

@@ -18,7 +18,7 @@ from segpipe.data import image
 from segpipe.data.cases import Cases
 from segpipe.data.image import Volume
 from segpipe.errors import SegpipeError, raise_all
-from segpipe.inference import export, images, models, predict
+from segpipe.inference import export, images, models, predict, softmax_file
 from segpipe.inference.models import Ensemble
 from segpipe.inference.predict import Way, tidy
 from segpipe.params import Params
@@ -87,7 +87,7 @@ def predict_folder(ensemble: Ensemble, folder: Path, out: Path, way: Way, probab
             problems.append(str(error))
             continue
         if probabilities:
-            export.save_softmax(out / f"{case}.npz", predicted, "float32")
+            softmax_file.save(out / f"{case}.npz", predicted, "float32")
         segmentation = export.segmentation(predicted, cases.labels)
         cases.write_segmentation(out / f"{case}{cases.label_ending}", segmentation, case)
         log.info("%s predicted", case)

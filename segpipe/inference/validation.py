@@ -19,7 +19,7 @@ from segpipe import device, digest
 from segpipe.data import image, splits
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
-from segpipe.inference import export, predict
+from segpipe.inference import export, predict, softmax_file
 from segpipe.inference.predict import Model
 from segpipe.params import Params, section
 from segpipe.prepare.store import Store
@@ -50,7 +50,7 @@ class _Validation:
         cases = self.store.cases
         segmentation_path, softmax_path, metrics_path = self.paths(case)
         segmentation = export.segmentation(probabilities, cases.labels)
-        export.save_softmax(softmax_path, probabilities, self.params.validate_.softmax_dtype)
+        softmax_file.save(softmax_path, probabilities, self.params.validate_.softmax_dtype)
         cases.write_segmentation(segmentation_path, segmentation, case)
         of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"]
         digest.write_json(metrics_path, metrics.case_metrics(segmentation, cases.read_label(case), *of_case))

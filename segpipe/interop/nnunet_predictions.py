@@ -16,8 +16,7 @@ from segpipe import digest
 from segpipe.data.cases import Cases
 from segpipe.data.image import Volume
 from segpipe.errors import SegpipeError, problem, raise_all
-from segpipe.inference import images, models
-from segpipe.inference.export import load_softmax
+from segpipe.inference import images, models, softmax_file
 from segpipe.interop.nnunet_export import dataset_json, plans_json
 from segpipe.training import checkpoint
 
@@ -63,7 +62,7 @@ def _export_case(path: Path, cases: Cases, properties: Callable[[Volume], dict[s
     if case not in cases.test:
         found, cure = f"{len(cases.test)} others", "name the folder with the images that were predicted"
         return problem("no image of a case", where=cases.root, found=found, expected=f"{case}_0000...", cure=cure)
-    volume, shape = cases.read_image(case), load_softmax(path).shape[1:]
+    volume, shape = cases.read_image(case), softmax_file.load(path).shape[1:]
     if volume.shape != shape:
         cure = "name the folder with the images that were predicted"
         return problem("probabilities of another grid", where=path, found=shape, expected=volume.shape, cure=cure)

@@ -26,7 +26,7 @@ from snakemake.settings.enums import Quietness
 
 from segpipe import params as params_yaml
 from segpipe.data import phantoms
-from segpipe.digest import DECIDING_MODULES
+from segpipe.deciding import DECIDING_MODULES
 from segpipe.params import Params
 
 SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
