@@ -106,9 +106,20 @@ class Validate(Section):
 
     checkpoint: Literal["final", "best"]
     step_size: Annotated[float, Field(gt=0, le=1)]
-    mirroring: bool
+    mirroring: bool | Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=1)]
+    precision: Literal["trained", "bf16", "fp16", "off"]
     softmax_dtype: Literal["float16", "float32"]
     weights: Literal["raw", "averaged"]
+
+
+class Predict(Section):
+    """imagesTs."""
+
+    models: Literal["all", "best"]
+    postprocess: bool
+    probabilities: Literal["none", "npz", "nifti"]
+    calibrated: bool
+    uncertainty: bool
 
 
 class Runtime(Section):
@@ -139,6 +150,7 @@ class Params(Section):
     splits: Splits
     train: Train
     validate_: Validate = Field(alias="validate")
+    predict: Predict
     runtime: Runtime
 
     @model_validator(mode="after")
