@@ -17,7 +17,7 @@ from PIL import Image
 from volumes import CHECK, REPO, describe, image_array, label_array, nifti, nnunet_dataset, turn
 
 from segpipe.cli import main
-from segpipe.data import check, check_page, check_picture, check_report
+from segpipe.data import check, check_page, check_picture, check_report, planes
 from segpipe.data.check_report import ALL_CASES, EXAMPLES
 from segpipe.data.image import Volume
 from segpipe.data.labels import parse
@@ -127,7 +127,7 @@ def test_warnings_stand_with_their_case_and_together(root: Path) -> None:
 # the pictures
 
 
-COLOUR = np.array([tuple(bytes.fromhex(check_picture.colour(value)[1:])) for value in (1, 2)])
+COLOUR = np.array([tuple(bytes.fromhex(planes.colour(value)[1:])) for value in (1, 2)])
 
 
 def where(picture: NDArray[np.uint8], value: int) -> NDArray[np.intp]:
