@@ -158,7 +158,7 @@ def test_softmax_of_different_grids_is_refused(prepared):
 def test_a_missing_softmax_is_an_error(prepared):
     folders = [member(prepared, "2d", 0), member(prepared, "3d_fullres", 1)]
     (folders[1] / f"softmax/{case_ids(prepared)[0]}.npz").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SegpipeError, match="No such file"):
         ensemble(prepared.cases, folders, OUT, params())
     assert not OUT.exists()
 
