@@ -12,7 +12,7 @@ READ_IMAGES = (
     "data/image.py",
 )
 READ_CASES = (*READ_IMAGES, "data/labels.py", "data/cases.py")
-VALIDATE = (
+PREDICT_STORED = (
     *READ_CASES,
     "prepare/spacing.py",
     "prepare/resample.py",
@@ -23,6 +23,9 @@ VALIDATE = (
     "inference/predict.py",
     "inference/export.py",
     "inference/softmax_file.py",
+)
+SCORE = (
+    "evaluation/overlap.py",
     "evaluation/metrics.py",
     "evaluation/summary.py",
 )
@@ -95,15 +98,19 @@ DECIDING_MODULES = {
         "training/loop.py",
         "training/setup.py",
     ),
-    "full_validation": ("inference/full_validation.py", *VALIDATE),  # a part of `train`, where it is asked for
-    "validate": VALIDATE,
+    "full_validation": (  # a part of `train`, where it is asked for
+        "inference/full_validation.py",
+        *PREDICT_STORED,
+        "evaluation/overlap.py",
+        "evaluation/summary.py",
+    ),
+    "validate": (*PREDICT_STORED, *SCORE),
     "ensemble": (
         *READ_CASES,
         "inference/export.py",
         "inference/softmax_file.py",
         "inference/ensemble.py",
-        "evaluation/metrics.py",
-        "evaluation/summary.py",
+        *SCORE,
     ),
     "crossval": ("evaluation/summary.py", "evaluation/crossval.py"),
     "predict": (

@@ -48,7 +48,7 @@ def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0",
         path = folder / f"segmentations/{case}.nii.gz"
         image.write_label_like(path, label, prepared.cases.image_path(case))
         reference, spacing = prepared.cases.read_label(case), prepared.cases.entry(case)["spacing_mm"]
-        numbers = case_metrics(label, reference, prepared.cases.labels, None, spacing)
+        numbers = case_metrics(label, reference, prepared.cases.labels, None, spacing, params().evaluate)
         rows.append(summary.case_row(numbers, str(path), f"labelsTr/{case}.nii.gz"))
     content = {
         **summary.tables(rows),
@@ -88,7 +88,7 @@ def test_the_softmax_of_several_members_is_averaged(prepared, dtype):
         assert np.array_equal(result[clear], mean.argmax(0)[clear])
         reference, spacing = prepared.cases.read_label(case), prepared.cases.entry(case)["spacing_mm"]
         assert rows[f"{case}.nii.gz"]["metrics"] == case_metrics(
-            result, reference, prepared.cases.labels, None, spacing
+            result, reference, prepared.cases.labels, None, spacing, params().evaluate
         )
         assert rows[f"{case}.nii.gz"]["prediction_file"] == f"results/fold_0/segmentations/{case}.nii.gz"
     assert content["foreground_mean"] == summary.tables(content["metric_per_case"])["foreground_mean"]
@@ -109,7 +109,11 @@ def test_the_summary_lists_every_members_table(prepared):
     ensemble(prepared.cases, [folders[0], member(prepared, "3d_fullres", 1, training="other")], OUT, params())
     second = digest.read_json(OUT)["identity"]
     assert first["training"] != second["training"]
-    assert {**first, "training": ""} == {**second, "training": ""} == {**IDENTITY, "training": ""}
+    assert (
+        {**first, "training": ""}
+        == {**second, "training": ""}
+        == {**IDENTITY, "training": "", "evaluate": first["evaluate"]}
+    )
 
 
 def test_one_member_is_taken_over_as_it_is(prepared):

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
-from tiny import FOUR, labels_of
+from tiny import FOUR, labels_of, params
 
-from segpipe.evaluation import summary
-from segpipe.evaluation.metrics import OVERLAP, case_metrics, case_overlap, hd95_mm, mask_metrics
+from segpipe.evaluation import metrics, summary
+from segpipe.evaluation.metrics import hd95_mm
+from segpipe.evaluation.overlap import OVERLAP, Pair, case_overlap
 
 SPACING = (3.0, 1.0, 0.5)
+SETTINGS = params().evaluate
+
+
+def mask_metrics(predicted, reference, spacing_mm):
+    return metrics.mask_metrics(Pair.of(predicted, reference), spacing_mm)
+
+
+def case_metrics(*args):
+    return metrics.case_metrics(*args, SETTINGS)
 
 
 def cube(start, edge=4, shape=(12, 14, 16)):

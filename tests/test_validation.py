@@ -106,7 +106,8 @@ def test_the_summary_scores_these_files(prepared, validated):
         assert row["reference_file"] == f"labelsTr/{case}.nii.gz"
         predicted = image.read_label(validated / f"segmentations/{case}.nii.gz").array[0]
         reference = image.read_label(prepared.cases.label_path(case))
-        expected = case_metrics(predicted, reference.array[0], prepared.cases.labels, None, reference.spacing_mm)
+        of_case = prepared.cases.labels, None, reference.spacing_mm, params().evaluate
+        expected = case_metrics(predicted, reference.array[0], *of_case)
         assert row["metrics"] == expected
     dice = [row["metrics"]["1"]["Dice"] for row in rows.values()]
     assert content["mean"]["1"]["Dice"] == pytest.approx(np.mean(dice))

@@ -17,7 +17,7 @@ from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
 from segpipe.inference import export, softmax_file
-from segpipe.params import Params
+from segpipe.params import Evaluate, Params
 
 log = getLogger(__name__)
 
@@ -51,8 +51,12 @@ def ensemble(cases: Cases, folders: list[Path], out: Path, params: Params) -> No
                 rows = _take_over(members[0], folder, out)
             else:
                 with ThreadPoolExecutor(params.runtime.threads or os.cpu_count()) as pool:
-                    rows = list(pool.map(lambda name: _average(cases, members, name, folder, out), members[0].cases))
-        digest.write_json(out, _summary(members, rows))
+                    rows = list(
+                        pool.map(
+                            lambda name: _average(cases, members, name, folder, out, params.evaluate), members[0].cases
+                        )
+                    )
+        digest.write_json(out, _summary(members, rows, params.evaluate))
     dice = summary.readable(summary.tables(rows)["foreground_mean"]["Dice"])
     log.info("fold %s: mean foreground Dice %s", members[0].summary["fold"], dice)
 
@@ -94,19 +98,21 @@ def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]
     return rows
 
 
-def _average(cases: Cases, members: list[Member], name: str, folder: Path, out: Path) -> summary.CaseRow:
+def _average(
+    cases: Cases, members: list[Member], name: str, folder: Path, out: Path, settings: Evaluate
+) -> summary.CaseRow:
     case = name.removesuffix(cases.label_ending)
     softmax = mean_softmax([member.folder / "softmax" / f"{case}.npz" for member in members])
     segmentation = export.segmentation(softmax, cases.labels)
     cases.write_segmentation(folder / name, segmentation, case)
-    of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"]
+    of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"], settings
     numbers = metrics.case_metrics(segmentation, cases.read_label(case), *of_case)
     return summary.case_row(
         numbers, os.fspath(out.parent / "segmentations" / name), next(iter(cases.entry(case)["label"]))
     )
 
 
-def _summary(members: list[Member], rows: list[summary.CaseRow]) -> dict[str, Any]:
+def _summary(members: list[Member], rows: list[summary.CaseRow], settings: Evaluate) -> dict[str, Any]:
     first = members[0].summary
     trainings = {member.summary["configuration"]: member.summary["identity"]["training"] for member in members}
     kept = ("digest", "epoch", "settings", "training", "precision", "foreground_mean", "mean")
@@ -115,7 +121,7 @@ def _summary(members: list[Member], rows: list[summary.CaseRow]) -> dict[str, An
         "fold": first["fold"],
         "checkpoint": first["checkpoint"],
         "labels": first["labels"],
-        "identity": {**first["identity"], "training": digest.of(trainings)},
+        "identity": {**first["identity"], "training": digest.of(trainings), "evaluate": digest.of(settings.scoring())},
         "members": {member.summary["configuration"]: {key: member.summary[key] for key in kept} for member in members},
         "versions": summary.versions(),
     }

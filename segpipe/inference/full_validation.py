@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from segpipe.evaluation import metrics, summary
+from segpipe.evaluation import summary
+from segpipe.evaluation.overlap import case_overlap
 from segpipe.inference import export, predict
 from segpipe.inference.predict import Model
 from segpipe.params.train import FullValidation
@@ -45,7 +46,7 @@ def scorer(
                 model = Model([network], labels, store.planned, mirror_axes, on, dtype)
                 predicted = export.segmentation(predict.probabilities(model, store.read(case), settings), labels)
                 reference, annotated = store.cases.read_label(case), store.cases.annotated(case)
-                overlap = metrics.case_overlap(predicted, reference, labels, annotated)
+                overlap = case_overlap(predicted, reference, labels, annotated)
                 rows.append(summary.case_row(overlap, case, case))
         tables = summary.tables(rows)
         by_class = {f"case_dice_{name}": tables["mean"][labels.key(name)]["Dice"] for name in labels.foreground}

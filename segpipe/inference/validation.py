@@ -52,7 +52,7 @@ class _Validation:
         segmentation = export.segmentation(probabilities, cases.labels)
         softmax_file.save(softmax_path, probabilities, self.params.validate_.softmax_dtype)
         cases.write_segmentation(segmentation_path, segmentation, case)
-        of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"]
+        of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"], self.params.evaluate
         digest.write_json(metrics_path, metrics.case_metrics(segmentation, cases.read_label(case), *of_case))
 
 
@@ -107,7 +107,7 @@ def _is_published(out: Path, cases: list[str], identity: str) -> bool:
 def how(params: Params) -> str:
     """Identity of the way in which cases are predicted and scored, whatever the checkpoint."""
     settings = {key: value for key, value in section(params, "validate").items() if key != "checkpoint"}
-    return digest.of([settings, digest.of_code("validate")])
+    return digest.of([settings, params.evaluate.scoring(), digest.of_code("validate")])
 
 
 def _predict(work: _Validation, model: Model, cases: list[str], done: Any) -> None:
@@ -151,7 +151,11 @@ def _summary(work: _Validation, model: Model, val: list[str], of: dict[str, str]
             "checkpoint": of["checkpoint"],
             "validate": how(work.params),
         },
-        "settings": {"train": model.content["settings"], "validate": section(work.params, "validate")},
+        "settings": {
+            "train": model.content["settings"],
+            "validate": section(work.params, "validate"),
+            "evaluate": work.params.evaluate.scoring(),
+        },
         "training": model.content["facts"],
         "precision": str(model.dtype).removeprefix("torch."),
         "versions": summary.versions(),

@@ -2,7 +2,18 @@
 
 from segpipe.params.fields import CASCADE, FULLRES, LOWRES, Configuration, Normalisation
 from segpipe.params.reading import PARAMS_FILE, load, section
-from segpipe.params.schema import Check, Download, Overrides, Params, Phantoms, Plan, Runtime, Splits, Validate
+from segpipe.params.schema import (
+    Check,
+    Download,
+    Evaluate,
+    Overrides,
+    Params,
+    Phantoms,
+    Plan,
+    Runtime,
+    Splits,
+    Validate,
+)
 from segpipe.params.train import Train
 
 __all__ = [
@@ -13,6 +24,7 @@ __all__ = [
     "Check",
     "Configuration",
     "Download",
+    "Evaluate",
     "Normalisation",
     "Overrides",
     "Params",

@@ -112,6 +112,21 @@ class Validate(Section):
     weights: Literal["raw", "averaged"]
 
 
+class Evaluate(Section):
+    """How a segmentation is scored against its reference."""
+
+    nsd_tolerance_mm: Positive | Annotated[dict[str, Positive], Field(min_length=1)]
+    lesion_match: Literal["any"] | Annotated[float, Field(gt=0, le=1)]
+    lesion_connectivity: Literal[6, 18, 26]
+    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    bootstrap_seed: Annotated[int, Field(ge=0)]
+    confidence_level: Annotated[float, Field(gt=0, lt=1)]
+
+    def scoring(self) -> dict[str, Any]:
+        """What the numbers of one case depend on; the rest is about intervals of means."""
+        return self.model_dump(mode="json", include={"nsd_tolerance_mm", "lesion_match", "lesion_connectivity"})
+
+
 class Predict(Section):
     """imagesTs."""
 
@@ -150,6 +165,7 @@ class Params(Section):
     splits: Splits
     train: Train
     validate_: Validate = Field(alias="validate")
+    evaluate: Evaluate
     predict: Predict
     runtime: Runtime
 

@@ -22,7 +22,12 @@ rule ensemble:
             checkpoint=CHECKPOINT,
             allow_missing=True,
         ),
-        cfg=settings("configurations"),
+        cfg=settings(
+            "configurations",
+            "evaluate.nsd_tolerance_mm",
+            "evaluate.lesion_match",
+            "evaluate.lesion_connectivity",
+        ),
         code=digest.of_code("ensemble"),
     message:
         "ensemble: fold {wildcards.fold}"

@@ -27,6 +27,9 @@ rule validate:
             "validate.mirroring",
             "validate.softmax_dtype",
             "validate.weights",
+            "evaluate.nsd_tolerance_mm",
+            "evaluate.lesion_match",
+            "evaluate.lesion_connectivity",
         ),
         code=digest.of_code("validate"),
     message:
