@@ -12,6 +12,7 @@ from segpipe.params.fields import (
     Configuration,
     Count,
     Normalisation,
+    NotNegative,
     Patch,
     Positive,
     Section,
@@ -127,6 +128,15 @@ class Evaluate(Section):
         return self.model_dump(mode="json", include={"nsd_tolerance_mm", "lesion_match", "lesion_connectivity"})
 
 
+class Calibrate(Section):
+    """How far probabilities may be taken at their word."""
+
+    bins: Annotated[int, Field(ge=2)]
+    voxels: Count
+    near_mm: NotNegative
+    seed: Annotated[int, Field(ge=0)]
+
+
 class Predict(Section):
     """imagesTs."""
 
@@ -135,6 +145,15 @@ class Predict(Section):
     probabilities: Literal["none", "npz", "nifti"]
     calibrated: bool
     uncertainty: bool
+
+
+class Report(Section):
+    """The page about a run."""
+
+    cases: Count
+    test_cases: Annotated[int, Field(ge=0)]
+    fill_opacity: Annotated[float, Field(ge=0, le=1)]
+    outlier_mads: Positive
 
 
 class Runtime(Section):
@@ -166,7 +185,9 @@ class Params(Section):
     train: Train
     validate_: Validate = Field(alias="validate")
     evaluate: Evaluate
+    calibrate: Calibrate
     predict: Predict
+    report: Report
     runtime: Runtime
 
     @model_validator(mode="after")
