@@ -64,9 +64,15 @@ def _wrong_values(given: dict[str, Any], params: Params) -> Iterator[tuple[str, 
 def _wrong_lists(given: dict[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
     """The same of lists, which dvc.yaml writes out: DVC can change what they come from, but not them."""
     checkpoint = params.validate_.checkpoint
-    fold = f"fold_{given.get('fold')}"
+    folds = params.folds if given.get("fold") is None else [given["fold"]]
     lists = {
-        "validations": [f"results/{name}/{fold}/validation_{checkpoint}" for name in params.configurations],
+        "validations": [
+            f"results/{name}/fold_{number}/validation_{checkpoint}"
+            for name in params.configurations
+            for number in folds
+        ],
+        "validated": [f"results/fold_{number}/segmentations" for number in params.folds],
+        "trainings": [f"results/{name}/fold_{number}" for name in params.trained for number in params.folds],
         "summaries": [f"results/fold_{number}/summary.json" for number in params.folds],
         "models": [
             f"results/{name}/fold_{number}/checkpoint_{checkpoint}.pth"

@@ -1,15 +1,19 @@
 """params.yaml: its schema, and how it is read."""
 
 from segpipe.params.fields import CASCADE, FULLRES, LOWRES, Configuration, Normalisation
-from segpipe.params.reading import PARAMS_FILE, load, section
+from segpipe.params.reading import PARAMS_FILE, load, of_results, section
 from segpipe.params.schema import (
+    Calibrate,
     Check,
+    Choose,
     Download,
+    Ensemble,
     Evaluate,
     Overrides,
     Params,
     Phantoms,
     Plan,
+    Postprocess,
     Runtime,
     Splits,
     Validate,
@@ -21,19 +25,24 @@ __all__ = [
     "FULLRES",
     "LOWRES",
     "PARAMS_FILE",
+    "Calibrate",
     "Check",
+    "Choose",
     "Configuration",
     "Download",
+    "Ensemble",
     "Evaluate",
     "Normalisation",
     "Overrides",
     "Params",
     "Phantoms",
     "Plan",
+    "Postprocess",
     "Runtime",
     "Splits",
     "Train",
     "Validate",
     "load",
+    "of_results",
     "section",
 ]

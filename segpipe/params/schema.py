@@ -1,5 +1,6 @@
 """The schema of params.yaml: every key, its type and its range. Nothing has a default; the file says it all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -137,6 +138,32 @@ class Calibrate(Section):
     seed: Annotated[int, Field(ge=0)]
 
 
+class Ensemble(Section):
+    """Several configurations together."""
+
+    weights: Annotated[dict[Configuration, Positive], Field(min_length=1)] | None
+
+    def of(self, configurations: Sequence[str]) -> list[float]:
+        """The weight of each configuration."""
+        return [1.0 if self.weights is None else self.weights[name] for name in configurations]
+
+
+class Choose(Section):
+    """The best configurations."""
+
+    largest: Count
+    measure: Literal["Dice", "IoU"]
+    margin: NotNegative
+
+
+class Postprocess(Section):
+    """What is tried to better segmentations."""
+
+    largest_component: bool
+    minimum_ml: list[Positive]
+    minimum_voxels: list[Count]
+
+
 class Predict(Section):
     """imagesTs."""
 
@@ -186,6 +213,9 @@ class Params(Section):
     validate_: Validate = Field(alias="validate")
     evaluate: Evaluate
     calibrate: Calibrate
+    ensemble: Ensemble
+    choose: Choose
+    postprocess: Postprocess
     predict: Predict
     report: Report
     runtime: Runtime
@@ -200,6 +230,15 @@ class Params(Section):
             raise ValueError(
                 f"folds: {max(self.folds)} does not exist; splits.n_folds: {self.splits.n_folds} "
                 f"gives the folds 0 to {self.splits.n_folds - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_configuration_has_a_weight(self) -> "Params":
+        weights = self.ensemble.weights
+        if weights is not None and set(weights) != set(self.configurations):
+            raise ValueError(
+                f"ensemble.weights: {', '.join(weights)}; give one for each configuration: {', '.join(self.configurations)}"
             )
         return self
 
