@@ -26,6 +26,8 @@ PREDICT_STORED = (
 )
 SCORE = (
     "evaluation/overlap.py",
+    "evaluation/surface.py",
+    "evaluation/lesions.py",
     "evaluation/metrics.py",
     "evaluation/summary.py",
 )
@@ -107,8 +109,8 @@ DECIDING_MODULES = {
     "validate": (*PREDICT_STORED, *SCORE),
     "ensemble": (
         *READ_CASES,
-        "inference/export.py",
         "inference/softmax_file.py",
+        "inference/mean_softmax.py",
         "inference/ensemble.py",
         *SCORE,
     ),
@@ -145,6 +147,7 @@ DECIDING_MODULES = {
         "report/curves.py",
         "report/results.py",
         "report/names.py",
+        "report/style.py",
         "report/tables.py",
         "report/outlines.py",
         "report/overlays.py",

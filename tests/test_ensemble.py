@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 from tiny import params
 
 from segpipe import digest
@@ -12,8 +13,8 @@ from segpipe.data import image
 from segpipe.errors import SegpipeError
 from segpipe.evaluation import summary
 from segpipe.evaluation.metrics import case_metrics
-from segpipe.inference import export, softmax_file
-from segpipe.inference.ensemble import ensemble, mean_softmax
+from segpipe.inference import softmax_file
+from segpipe.inference.ensemble import ensemble
 
 pytest_plugins = ["phantom_fixtures"]
 
@@ -34,7 +35,7 @@ def case_ids(prepared):
 
 def random_softmax(prepared, case, seed):
     shape = prepared.cases.read_label(case).shape
-    return export.softmax(2 * np.random.default_rng(seed).normal(size=(4, *shape)).astype(np.float32))
+    return scipy.special.softmax(2 * np.random.default_rng(seed).normal(size=(4, *shape)).astype(np.float32), axis=0)
 
 
 def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0", **identity):
@@ -44,7 +45,7 @@ def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0",
     for case in cases or case_ids(prepared):
         softmax = random_softmax(prepared, case, seed)
         softmax_file.save(folder / f"softmax/{case}.npz", softmax, dtype)
-        label = export.segmentation(softmax, prepared.cases.labels)
+        label = softmax.argmax(0)
         path = folder / f"segmentations/{case}.nii.gz"
         image.write_label_like(path, label, prepared.cases.image_path(case))
         reference, spacing = prepared.cases.read_label(case), prepared.cases.entry(case)["spacing_mm"]
@@ -152,7 +153,7 @@ def test_softmax_of_different_grids_is_refused(prepared):
     case = case_ids(prepared)[1]
     path = folders[1] / f"softmax/{case}.npz"
     softmax_file.save(path, softmax_file.load(path)[:, 1:], "float32")
-    with pytest.raises(SegpipeError, match="different grids") as error:
+    with pytest.raises(SegpipeError, match="another grid or number of classes") as error:
         ensemble(prepared.cases, folders, OUT, params())
     assert f"softmax/{case}.npz" in str(error.value)
     assert not OUT.exists()
@@ -167,12 +168,22 @@ def test_a_missing_softmax_is_an_error(prepared):
     assert not OUT.exists()
 
 
-def test_half_precision_is_averaged_in_single(tmp_path):
-    values = [np.full((2, 1, 1, 1), value) for value in (0.1, 0.3337, 0.9)]
-    paths = [tmp_path / f"{index}.npz" for index in range(3)]
-    for path, value in zip(paths, values, strict=True):
-        softmax_file.save(path, value, "float16")
-    mean = mean_softmax(paths)
-    assert mean.dtype == np.float32
-    exact = np.mean([value.astype(np.float16).astype(np.float64) for value in values], axis=0)
-    assert np.allclose(mean, exact, atol=1e-7)
+def test_members_have_the_weights_of_the_settings(prepared):
+    folders = [member(prepared, name, seed) for seed, name in enumerate(("2d", "3d_fullres"))]
+    weights = {"2d": 1, "3d_fullres": 3}
+    settings = params(configurations=["2d", "3d_fullres"], ensemble__weights=weights)
+    ensemble(prepared.cases, folders, OUT, settings)
+    content = digest.read_json(OUT)
+    assert {name: listed["weight"] for name, listed in content["members"].items()} == weights
+    for case in case_ids(prepared):
+        mean = (random_softmax(prepared, case, 0) + 3 * random_softmax(prepared, case, 1)) / 4
+        top = np.sort(mean, 0)
+        clear = top[-1] - top[-2] > 1e-5
+        assert np.array_equal(read_segmentation(case)[clear], mean.argmax(0)[clear])
+    ensemble(prepared.cases, folders, OUT, params())
+    assert digest.read_json(OUT)["identity"]["training"] != content["identity"]["training"]
+
+
+def test_weights_that_leave_out_a_configuration_are_refused():
+    with pytest.raises(ValueError, match=r"ensemble.weights: 2d; give one for each configuration: 2d, 3d_fullres"):
+        params(configurations=["2d", "3d_fullres"], ensemble__weights={"2d": 1})

@@ -1,4 +1,4 @@
-"""The configurations of one fold together: the equal-weight mean of their saved softmax, scored."""
+"""The configurations of one fold together: the mean of their saved softmax, scored."""
 
 import os
 from collections.abc import Sequence
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from segpipe import digest
 from segpipe.data import image
 from segpipe.data.cases import Cases
-from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
-from segpipe.inference import export, softmax_file
+from segpipe.inference import mean_softmax
 from segpipe.params import Evaluate, Params
 
 log = getLogger(__name__)
@@ -29,59 +28,52 @@ class Member:
     folder: Path
     summary: dict[str, Any]
 
+    @classmethod
+    def read(cls, folder: Path) -> "Member":
+        """What the rule `validate` wrote."""
+        return cls(folder, digest.read_json(folder / "summary.json"))
+
+    @property
+    def configuration(self) -> str:
+        """By name."""
+        return str(self.summary["configuration"])
+
     @property
     def cases(self) -> list[str]:
         """The case files of its summary, by name."""
         return [Path(row["prediction_file"]).name for row in self.summary["metric_per_case"]]
 
+    def softmax(self, case: str) -> Path:
+        """The saved softmax of a case."""
+        return self.folder / "softmax" / f"{case}.npz"
+
 
 def ensemble(cases: Cases, folders: list[Path], out: Path, params: Params) -> None:
     """Write the fold's summary.json and segmentations/.
 
-    One member is taken over as it is; of several the softmax is averaged, case by case.
+    One member is taken over as it is; of several the softmax is averaged, case by case, several at once.
 
     Raises SegpipeError where the members do not belong together.
     """
-    members = [Member(folder, digest.read_json(folder / "summary.json")) for folder in folders]
-    _belong_together(members)
+    members = [Member.read(folder) for folder in folders]
+    belong_together(members)
     with digest.exclusive(out.parent / "state" / ".lock", f"ensemble of {len(members)}"):
         out.unlink(missing_ok=True)  # never an old summary beside new segmentations
         with digest.new_folder(out.parent / "segmentations") as folder:
             if len(members) == 1:
                 rows = _take_over(members[0], folder, out)
             else:
-                with ThreadPoolExecutor(params.runtime.threads or os.cpu_count()) as pool:
-                    rows = list(
-                        pool.map(
-                            lambda name: _average(cases, members, name, folder, out, params.evaluate), members[0].cases
-                        )
-                    )
-        digest.write_json(out, _summary(members, rows, params.evaluate))
+                rows = _average_all(_Ensemble(cases, members, folder, out, params))
+        digest.write_json(out, _summary(members, rows, params))
     dice = summary.readable(summary.tables(rows)["foreground_mean"]["Dice"])
     log.info("fold %s: mean foreground Dice %s", members[0].summary["fold"], dice)
 
 
-def mean_softmax(paths: Sequence[Path]) -> NDArray[np.float32]:
-    """The equal-weight mean of saved softmax files, one in memory at a time. Raises SegpipeError where grids differ."""
-    total = softmax_file.load(paths[0]).astype(np.float32)
-    for path in paths[1:]:
-        one = softmax_file.load(path)
-        if one.shape != total.shape:
-            raise SegpipeError(
-                problem(
-                    "softmax of different grids",
-                    where=path,
-                    found=one.shape,
-                    expected=f"{total.shape} as {paths[0]}",
-                    cure="validate the members again",
-                )
-            )
-        total += one
-    return total / np.float32(len(paths))
+def belong_together(members: Sequence[Member]) -> None:
+    """Members need the same data, fold, cases and way of validation; their training differs by nature.
 
-
-def _belong_together(members: list[Member]) -> None:
-    """Members need the same data, fold, cases and way of validation; their training differs by nature."""
+    Raises SegpipeError where they do not.
+    """
 
     def shared(member: Member) -> dict[str, Any]:
         identity = {key: value for key, value in member.summary["identity"].items() if key != "training"}
@@ -98,30 +90,57 @@ def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]
     return rows
 
 
-def _average(
-    cases: Cases, members: list[Member], name: str, folder: Path, out: Path, settings: Evaluate
-) -> summary.CaseRow:
-    case = name.removesuffix(cases.label_ending)
-    softmax = mean_softmax([member.folder / "softmax" / f"{case}.npz" for member in members])
-    segmentation = export.segmentation(softmax, cases.labels)
-    cases.write_segmentation(folder / name, segmentation, case)
+@dataclass(frozen=True)
+class _Ensemble:
+    """What is averaged, and where it goes: segmentations into `folder`, which becomes that beside `out`."""
+
+    cases: Cases
+    members: list[Member]
+    folder: Path
+    out: Path
+    params: Params
+
+
+def _average_all(work: _Ensemble) -> list[summary.CaseRow]:
+    names = work.members[0].cases
+    shapes = [work.cases.entry(name.removesuffix(work.cases.label_ending))["shape"] for name in names]
+    with ThreadPoolExecutor(mean_softmax.at_once(shapes, work.params.runtime.threads)) as pool:
+        return list(pool.map(lambda name: _average(work, name), names))
+
+
+def _average(work: _Ensemble, name: str) -> summary.CaseRow:
+    cases, case = work.cases, name.removesuffix(work.cases.label_ending)
+    weights = work.params.ensemble.of([member.configuration for member in work.members])
+    segmentation = mean_softmax.label_map([member.softmax(case) for member in work.members], weights, cases.labels)
+    cases.write_segmentation(work.folder / name, segmentation, case)
+    return scored(cases, case, segmentation, work.out.parent / "segmentations" / name, work.params.evaluate)
+
+
+def scored(cases: Cases, case: str, segmentation: NDArray[np.int16], path: Path, settings: Evaluate) -> summary.CaseRow:
+    """The row of a segmentation, (Z, Y, X), that is or will be in the file `path`."""
     of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"], settings
     numbers = metrics.case_metrics(segmentation, cases.read_label(case), *of_case)
-    return summary.case_row(
-        numbers, os.fspath(out.parent / "segmentations" / name), next(iter(cases.entry(case)["label"]))
-    )
+    return summary.case_row(numbers, os.fspath(path), next(iter(cases.entry(case)["label"])))
 
 
-def _summary(members: list[Member], rows: list[summary.CaseRow], settings: Evaluate) -> dict[str, Any]:
+def _summary(members: list[Member], rows: list[summary.CaseRow], params: Params) -> dict[str, Any]:
     first = members[0].summary
-    trainings = {member.summary["configuration"]: member.summary["identity"]["training"] for member in members}
+    weights = params.ensemble.of([member.configuration for member in members])
+    trainings = {
+        member.configuration: [member.summary["identity"]["training"], weight]
+        for member, weight in zip(members, weights, strict=True)
+    }
+    differs = {"training": digest.of(trainings), "evaluate": digest.of(params.evaluate.scoring())}
     kept = ("digest", "epoch", "settings", "training", "precision", "foreground_mean", "mean")
     return {
         **summary.tables(rows),
         "fold": first["fold"],
         "checkpoint": first["checkpoint"],
         "labels": first["labels"],
-        "identity": {**first["identity"], "training": digest.of(trainings), "evaluate": digest.of(settings.scoring())},
-        "members": {member.summary["configuration"]: {key: member.summary[key] for key in kept} for member in members},
+        "identity": {**first["identity"], **differs},
+        "members": {
+            member.configuration: {"weight": weight, **{key: member.summary[key] for key in kept}}
+            for member, weight in zip(members, weights, strict=True)
+        },
         "versions": summary.versions(),
     }

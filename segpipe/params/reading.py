@@ -76,6 +76,11 @@ def section(params: Params, name: str) -> dict[str, Any]:
     return params.model_dump(by_alias=True, mode="json")[name]
 
 
+def of_results(params: Params) -> dict[str, Any]:
+    """Everything that says what comes out, as plain data: all but how the work is done and where data come from."""
+    return params.model_dump(by_alias=True, mode="json", exclude={"runtime", "download"})
+
+
 def _keys(item: Any) -> list[str]:
     """Where an error is; without the type that pydantic tried and adds where a key takes several."""
     tried = r"constrained-|(list|dict|literal)\[|(int|float|str|bool)$|\[key\]"

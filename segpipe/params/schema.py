@@ -145,7 +145,8 @@ class Ensemble(Section):
 
     def of(self, configurations: Sequence[str]) -> list[float]:
         """The weight of each configuration."""
-        return [1.0 if self.weights is None else self.weights[name] for name in configurations]
+        given = {str(name): weight for name, weight in (self.weights or {}).items()}
+        return [given.get(name, 1.0) for name in configurations]
 
 
 class Choose(Section):
@@ -237,9 +238,8 @@ class Params(Section):
     def _each_configuration_has_a_weight(self) -> "Params":
         weights = self.ensemble.weights
         if weights is not None and set(weights) != set(self.configurations):
-            raise ValueError(
-                f"ensemble.weights: {', '.join(weights)}; give one for each configuration: {', '.join(self.configurations)}"
-            )
+            wanted = ", ".join(self.configurations)
+            raise ValueError(f"ensemble.weights: {', '.join(weights)}; give one for each configuration: {wanted}")
         return self
 
     @model_validator(mode="after")

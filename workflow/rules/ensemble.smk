@@ -24,6 +24,7 @@ rule ensemble:
         ),
         cfg=settings(
             "configurations",
+            "ensemble",
             "evaluate.nsd_tolerance_mm",
             "evaluate.lesion_match",
             "evaluate.lesion_connectivity",
