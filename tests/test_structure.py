@@ -25,6 +25,7 @@ ROOMS = [
     "training",
     "evaluation",
     "inference",
+    "report",
     "interop",
     "cli",
 ]

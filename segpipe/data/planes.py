@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
@@ -16,6 +17,7 @@ THICK = 1.5  # times the middle spacing: slices of such a stack are shown as the
 AXIAL = 2
 
 Plane = NDArray[np.generic]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def colour(value: int) -> str:
@@ -56,12 +58,12 @@ class View:
         thick = self.turn is not None and spacing_mm.max() > THICK * np.median(spacing_mm)
         return int(spacing_mm.argmax()) if thick else AXIAL
 
-    def turned(self, array: Plane) -> Plane:
+    def turned(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """An array (Z, Y, X) as (right, front, up)."""
-        turned: Plane = array.T if self.turn is None else apply_orientation(array.T, self.turn)
+        turned: NDArray[Scalar] = array.T if self.turn is None else apply_orientation(array.T, self.turn)
         return turned
 
-    def plane(self, turned: Plane, axis: int, index: int) -> Plane:
+    def plane(self, turned: NDArray[Scalar], axis: int, index: int) -> NDArray[Scalar]:
         """Rows and columns across an axis, seen from the feet, the front or the patient's right."""
         cut = np.moveaxis(turned, axis, 0)[index].T
         if self.turn is None:

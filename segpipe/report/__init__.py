@@ -1,0 +1,1 @@
+"""What came out, for people: one page, and a table of volumes."""
