@@ -1,16 +1,21 @@
-"""One pair of masks in, numbers with units out."""
+"""One pair of masks in, numbers with units out. docs/metrics.md defines each of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
 
 from segpipe.data.formats.grid import SLICE_THICKNESS_2D
 from segpipe.data.labels import Labels
-from segpipe.evaluation.overlap import OVERLAP, LabelMap, Mask, Numbers, Pair, mask_pairs, overlap
+from segpipe.errors import SegpipeError, problem
+from segpipe.evaluation import surface
+from segpipe.evaluation.lesions import LESIONS, lesion_metrics
+from segpipe.evaluation.overlap import OVERLAP, LabelMap, Numbers, Pair, mask_pairs, overlap
 from segpipe.params import Evaluate
 
-METRICS = (*OVERLAP, "hd95_mm", "volume_pred_ml", "volume_ref_ml")
+RATES = ("precision", "recall")
+SURFACE = ("hd95_mm", "assd_mm", "nsd")
+VOLUMES = ("volume_pred_ml", "volume_ref_ml", "volume_difference_ml", "volume_difference_relative")
+METRICS = (*OVERLAP, *RATES, *SURFACE, *VOLUMES, *LESIONS)
 
 
 def case_metrics(
@@ -25,51 +30,83 @@ def case_metrics(
 
     predicted, reference : (Z, Y, X) label maps in the training's values; spacing_mm : (Z, Y, X)
     annotated : the classes that a partly labelled case has annotations of; None: all. Others have None throughout.
+
+    Raises SegpipeError where settings.nsd_tolerance_mm names other classes than there are.
     """
-    pairs = mask_pairs(predicted, reference, labels, annotated)
+    tolerance_mm = tolerances_mm(settings, labels)
     return {
-        labels.key(name): mask_metrics(pair, spacing_mm) if pair else dict.fromkeys(METRICS) for name, pair in pairs
+        labels.key(name): (
+            mask_metrics(pair, spacing_mm, tolerance_mm[name], settings) if pair else dict.fromkeys(METRICS)
+        )
+        for name, pair in mask_pairs(predicted, reference, labels, annotated)
     }
 
 
-def mask_metrics(pair: Pair, spacing_mm: Sequence[float]) -> Numbers:
-    """nnU-Net's metrics of a pair of masks, and HD95 and volumes.
+def tolerances_mm(settings: Evaluate, labels: Labels) -> Mapping[str, float]:
+    """The tolerance of every class or region. Raises SegpipeError where some are given, but not for all classes."""
+    given = settings.nsd_tolerance_mm
+    if not isinstance(given, dict):
+        return dict.fromkeys(labels.foreground, given)
+    if given.keys() != labels.foreground.keys():
+        raise SegpipeError(
+            problem(
+                "tolerances of other classes",
+                where="params.yaml: evaluate.nsd_tolerance_mm",
+                found=", ".join(given),
+                expected=", ".join(labels.foreground),
+                cure="give one for each class, or one number for all",
+            )
+        )
+    return given
 
-    HD95 is None where either mask is empty, volumes are None of a 2D image.
+
+def mask_metrics(pair: Pair, spacing_mm: Sequence[float], tolerance_mm: float, settings: Evaluate) -> Numbers:
+    """All metrics of one pair of masks. What does not exist is None.
+
+    spacing_mm : (Z, Y, X); tolerance_mm : of nsd
     """
-    numbers, ml = overlap(pair), _ml_per_voxel(spacing_mm)
-    n_pred, n_ref = int(np.count_nonzero(pair.predicted)), int(np.count_nonzero(pair.reference))
+    numbers = overlap(pair)
+    tp, n_pred, n_ref = (int(numbers[name] or 0) for name in ("TP", "n_pred", "n_ref"))
     return {
         **numbers,
-        "hd95_mm": hd95_mm(pair.predicted, pair.reference, spacing_mm) if n_pred and n_ref else None,
-        "volume_pred_ml": None if ml is None else n_pred * ml,
-        "volume_ref_ml": None if ml is None else n_ref * ml,
+        "precision": tp / n_pred if n_pred else None,
+        "recall": tp / n_ref if n_ref else None,
+        **surface_metrics(pair, spacing_mm, tolerance_mm),
+        **volumes(n_pred, n_ref, spacing_mm),
+        **lesion_metrics(pair, settings),
     }
+
+
+def surface_metrics(pair: Pair, spacing_mm: Sequence[float], tolerance_mm: float) -> Numbers:
+    """HD95, ASSD and NSD, each over elements of the surface weighted by their area (of a contour by its length).
+
+    hd95_mm : 95 % of each surface are at most so far from the other one; the larger of both directions
+    assd_mm : mean distance of both surfaces together
+    nsd : the share of both surfaces together that is at most `tolerance_mm` from the other one, surface Dice
+    None where both masks are empty. Where one is, NSD is 0, and there are no distances.
+    """
+    empty = [not mask.any() for mask in (pair.predicted, pair.reference)]
+    if any(empty):
+        return {"hd95_mm": None, "assd_mm": None, "nsd": None if all(empty) else 0.0}
+    between = surface.distances(pair, spacing_mm)
+    return {
+        "hd95_mm": between.percentile_mm(0.95),
+        "assd_mm": between.mean_mm(),
+        "nsd": between.share_within(tolerance_mm),
+    }
+
+
+def volumes(n_pred: int, n_ref: int, spacing_mm: Sequence[float]) -> Numbers:
+    """Volumes in ml, None of a 2D image; their difference, positive where too much was predicted.
+
+    volume_difference_relative : to the reference; None where that is empty
+    """
+    ml = _ml_per_voxel(spacing_mm)
+    in_ml = (None,) * 3 if ml is None else (n_pred * ml, n_ref * ml, (n_pred - n_ref) * ml)
+    return dict(zip(VOLUMES, (*in_ml, (n_pred - n_ref) / n_ref if n_ref else None), strict=True))
 
 
 def _ml_per_voxel(spacing_mm: Sequence[float]) -> float | None:
     """None for the slice of a 2D image, whose thickness means nothing."""
     is_2d = np.isclose(spacing_mm[0], SLICE_THICKNESS_2D * max(spacing_mm[1:]))
     return None if is_2d else float(np.prod(spacing_mm)) / 1000
-
-
-def hd95_mm(a: Mask, b: Mask, spacing_mm: Sequence[float]) -> float:
-    """95th percentile of the distances between two surfaces, the larger of both directions, in mm.
-
-    The surface is the mask's voxels with a face neighbour outside; the volume's border counts as outside, but for
-    that of a single slice: all of it would be surface. Neither mask may be empty.
-    """
-    around = _around(a | b)
-    faces = generate_binary_structure(a.ndim, 1)[tuple(slice(None) if n > 1 else slice(1, 2) for n in a.shape)]
-    surfaces = [mask[around] & ~binary_erosion(mask[around], faces) for mask in (a, b)]
-    distances = [distance_transform_edt(~surface, sampling=tuple(spacing_mm)) for surface in surfaces]
-    return float(max(np.percentile(distances[1][surfaces[0]], 95), np.percentile(distances[0][surfaces[1]], 95)))
-
-
-def _around(mask: Mask) -> tuple[slice, ...]:
-    """The box of a mask: distances between masks never need what lies outside of it."""
-    box = []
-    for axis in range(mask.ndim):
-        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
