@@ -114,7 +114,7 @@ DECIDING_MODULES = {
         "inference/ensemble.py",
         *SCORE,
     ),
-    "crossval": ("evaluation/summary.py", "evaluation/crossval.py"),
+    "crossval": ("evaluation/summary.py", "evaluation/intervals.py", "evaluation/crossval.py"),
     "calibrate": (
         *READ_CASES,
         "inference/softmax_file.py",

@@ -4,10 +4,16 @@ import json
 import logging
 
 import pytest
+from tiny import params
 
 from segpipe import digest
 from segpipe.errors import SegpipeError
 from segpipe.evaluation import crossval, summary
+
+
+def gather(paths, out):
+    crossval.gather(paths, out, params().evaluate)
+
 
 IDENTITY = {"dataset": "d", "training": "t", "checkpoint": "final", "validate": "v"}
 
@@ -29,7 +35,7 @@ def test_the_mean_is_over_cases_not_over_folds(tmp_path):
         fold(tmp_path, 0, [row("a", 0.9, 0.2), row("b", 0.7, None), row("c", 0.5, None)]),
         fold(tmp_path, 1, [row("d", 0.1, 0.6)]),
     ]
-    crossval.gather(paths, tmp_path / "crossval/summary.json")
+    gather(paths, tmp_path / "crossval/summary.json")
     content = digest.read_json(tmp_path / "crossval/summary.json")
     assert content["mean"]["1"]["Dice"] == pytest.approx((0.9 + 0.7 + 0.5 + 0.1) / 4)
     assert content["mean"]["2"]["Dice"] == pytest.approx(0.4)
@@ -46,7 +52,7 @@ def test_the_mean_is_over_cases_not_over_folds(tmp_path):
 def test_classes_that_exist_nowhere_are_null(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     paths = [fold(tmp_path, 0, [row("a", None, None)]), fold(tmp_path, 1, [row("b", None, None)])]
-    crossval.gather(paths, tmp_path / "out.json")
+    gather(paths, tmp_path / "out.json")
     content = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
     assert content["mean"]["1"]["Dice"] is None
     assert content["foreground_mean"]["Dice"] is None
@@ -57,7 +63,7 @@ def test_classes_that_exist_nowhere_are_null(tmp_path, caplog):
 def test_folds_of_other_data_or_settings_are_refused(tmp_path, key):
     paths = [fold(tmp_path, 0, [row("a", 1, 1)]), fold(tmp_path, 1, [row("b", 1, 1)], **{key: "other"})]
     with pytest.raises(SegpipeError, match="different data or settings") as error:
-        crossval.gather(paths, tmp_path / "out.json")
+        gather(paths, tmp_path / "out.json")
     assert all(str(path) in str(error.value) for path in paths)
     assert not (tmp_path / "out.json").exists()
 
@@ -65,10 +71,10 @@ def test_folds_of_other_data_or_settings_are_refused(tmp_path, key):
 def test_a_case_of_two_folds_is_refused(tmp_path):
     paths = [fold(tmp_path, 0, [row("a", 1, 1), row("b", 1, 1)]), fold(tmp_path, 1, [row("b", 1, 1)])]
     with pytest.raises(SegpipeError, match=r"validated twice\n.*\n.*labelsTr/b\.nii\.gz"):
-        crossval.gather(paths, tmp_path / "out.json")
+        gather(paths, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
 
 def test_one_fold_alone(tmp_path):
-    crossval.gather([fold(tmp_path, 3, [row("a", 0.5, None)])], tmp_path / "out.json")
+    gather([fold(tmp_path, 3, [row("a", 0.5, None)])], tmp_path / "out.json")
     assert list(digest.read_json(tmp_path / "out.json")["folds"]) == ["3"]

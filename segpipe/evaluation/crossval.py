@@ -6,13 +6,14 @@ from typing import Any
 
 from segpipe import digest
 from segpipe.errors import SegpipeError, problem
-from segpipe.evaluation import summary
+from segpipe.evaluation import intervals, summary
+from segpipe.params import Evaluate
 
 log = getLogger(__name__)
 
 
-def gather(paths: list[Path], out: Path) -> None:
-    """Write the summary over the cases of all folds.
+def gather(paths: list[Path], out: Path, settings: Evaluate) -> None:
+    """Write the summary over the cases of all folds, with confidence intervals of its means.
 
     Raises SegpipeError where folds were made of different data or settings, or share a case.
     """
@@ -34,6 +35,7 @@ def gather(paths: list[Path], out: Path) -> None:
     first = next(iter(folds.values()))
     content = {
         **summary.tables(rows),
+        "confidence": intervals.confidence(rows, settings),
         "folds": {
             fold["fold"]: {"foreground_mean": fold["foreground_mean"], "mean": fold["mean"]} for fold in folds.values()
         },

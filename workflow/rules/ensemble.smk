@@ -46,7 +46,12 @@ rule crossval:
         "logs/crossval.log",
     params:
         script=script("crossval"),
-        cfg=settings("folds"),
+        cfg=settings(
+            "folds",
+            "evaluate.bootstrap_resamples",
+            "evaluate.bootstrap_seed",
+            "evaluate.confidence_level",
+        ),
         code=digest.of_code("crossval"),
     message:
         "crossval: all folds together"

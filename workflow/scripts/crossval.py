@@ -11,7 +11,7 @@ def main(args: Namespace, params: Params) -> None:
     """Gather the folds' summaries into one over all cases."""
     from segpipe.evaluation import crossval
 
-    crossval.gather([Path(path) for path in args.summaries], Path(args.out))
+    crossval.gather([Path(path) for path in args.summaries], Path(args.out), params.evaluate)
 
 
 if __name__ == "__main__":
