@@ -7,19 +7,21 @@ from html import escape
 KNOWN = {
     "hd95_mm": "HD95 [mm]",
     "assd_mm": "ASSD [mm]",
-    "hd_mm": "HD [mm]",
     "nsd": "NSD",
+    "lesion_f1": "lesion F1",
     "volume_pred_ml": "predicted [ml]",
     "volume_ref_ml": "reference [ml]",
+    "volume_difference_ml": "difference [ml]",
+    "volume_difference_relative": "relative difference",
     "n_pred": "predicted [voxels]",
     "n_ref": "reference [voxels]",
 }
-COUNTS = ("FP", "TP", "FN", "TN", "n_pred", "n_ref")
+COUNTS = ("FP", "TP", "FN", "TN", "n_pred", "n_ref", "lesions_tp", "lesions_fp", "lesions_fn")
 DASH = "&ndash;"
 LEGEND = (
-    f"{DASH} where a number does not exist: Dice and IoU where neither prediction nor reference has the class, "
-    "distances where one of them has not, volumes of a 2D image, any number of a class that a case has no annotations "
-    "of. A mean leaves these out."
+    f"{DASH} where a number does not exist: Dice, IoU and NSD where neither prediction nor reference has the class, "
+    "precision or recall where one of them has not, distances where either has not, volumes of a 2D image, any number "
+    "of a class that a case has no annotations of. A mean leaves these out."
 )
 
 
@@ -34,8 +36,7 @@ def of(metric: str) -> str:
 def split(metrics: Iterable[str]) -> tuple[list[str], list[str]]:
     """(what is looked at, counts of voxels and of lesions behind it)."""
     names = list(metrics)
-    counts = [name for name in names if name in COUNTS or "_n_" in name or name.endswith(("_tp", "_fp", "_fn"))]
-    return [name for name in names if name not in counts], counts
+    return [name for name in names if name not in COUNTS], [name for name in names if name in COUNTS]
 
 
 def number(value: float | None, metric: str = "") -> str:

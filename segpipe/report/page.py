@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segpipe import digest
 from segpipe.data.page_parts import document
-from segpipe.report import curves, facts, names, pictures, tables
+from segpipe.report import curves, facts, names, pictures, reliability, tables
 from segpipe.report.results import Results
 from segpipe.report.style import SORT, STYLE
 
@@ -31,11 +31,11 @@ def _headline(results: Results) -> str:
     crossval = results.crossval
     dice = names.number(crossval["foreground_mean"]["Dice"])
     interval = crossval.get("confidence", {}).get("foreground_mean", {}).get("Dice")
-    between = f" ({' to '.join(names.number(end) for end in interval)})" if interval else ""
+    between = f" ({' to '.join(names.number(interval[end]) for end in ('low', 'high'))})" if interval else ""
     configurations = ", ".join(results.params.configurations)
     return (
         f'<p class="big">Mean foreground Dice <b>{dice}</b>{between}</p>'
-        f'<p class="quiet">{len(results.validated)} validation cases in {len(crossval["folds"])} folds; '
+        f'<p class="quiet">{len(results.validated)} validation cases, folds {escape(", ".join(crossval["folds"]))}; '
         f"{escape(configurations)}; checkpoint {escape(results.params.validate_.checkpoint)}</p>"
     )
 
@@ -44,7 +44,9 @@ def _sections(results: Results) -> Iterator[tuple[str, Iterable[str]]]:
     """(title, parts) of what there is."""
     yield "Cross-validation", _crossval(results)
     yield "Training", _training(results)
-    yield "Worst, median and best case", pictures.validated(results)
+    yield "Cases in pictures", pictures.validated(results)
+    if calibrated := results.files.get("calibration"):
+        yield "Calibration", reliability.section(calibrated, results.params.configurations)
     yield "All validation cases", [tables.cases(results), f'<p class="quiet">{names.LEGEND}</p>']
     if results.predictions is not None:
         yield "Predictions", pictures.predicted(results)

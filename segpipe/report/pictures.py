@@ -57,7 +57,7 @@ def _overlay(results: Results, what: str, case: Case) -> str:
         f"<figure>{outlines.svg(plane, f'{title}, {name}')}<figcaption>{name}</figcaption></figure>"
         for name, plane in drawn
     )
-    said = f'<b>{title}</b>, Dice {names.number(case.dice)} ({dice}; fold {escape(case.fold)})'
+    said = f"<b>{title}</b>, Dice {names.number(case.dice)} ({dice}; fold {escape(case.fold)})"
     return f'<div class="case"><p>{said}</p><div class="planes">{planes}</div></div>'
 
 

@@ -9,6 +9,7 @@ summary { cursor: pointer; margin: .5rem 0; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 th, td { padding-right: 1rem; }
 thead th { vertical-align: bottom; }
+.numbers th, .numbers td { white-space: nowrap; }
 .numbers thead th:not(:first-child) { text-align: right; }
 .sortable thead th { cursor: pointer; }
 .sortable thead th:hover { text-decoration: underline; }
@@ -18,11 +19,11 @@ small { opacity: .75; white-space: nowrap; }
 .chart { width: 100%; height: auto; font-size: 11px; }
 .chart text { fill: currentColor; }
 .chart .name { font-weight: 600; }
-.chart polyline, .chart .diagonal { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
-.chart .thin { stroke-width: .9; opacity: .6; }
+.chart polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+.chart .thin { stroke-width: .9; opacity: .7; }
 .chart .dashed { stroke-dasharray: 5 3; }
 .chart .grid { stroke: #8885; stroke-width: .7; }
-.chart .diagonal { stroke: currentColor; stroke-width: .8; stroke-dasharray: 2 3; }
+.chart .diagonal { stroke: currentColor; stroke-width: .8; opacity: .6; stroke-dasharray: 2 3; }
 
 .keys { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .4rem 0; }
 .keys i { display: inline-block; width: 1.4em; height: 3px; margin-right: .4em; vertical-align: middle; }

@@ -66,7 +66,7 @@ def _class_row(name: str, numbers: Json, intervals: Json, metrics: list[str]) ->
 def _with_interval(value: float | None, interval: Any, metric: str) -> str:
     if not interval:
         return names.cell(value, metric)
-    low, high = (names.number(end, metric) for end in interval)
+    low, high = (names.number(interval[end], metric) for end in ("low", "high"))
     return f'<td class="n">{names.number(value, metric)}<br><small>{low} to {high}</small></td>'
 
 
@@ -114,7 +114,7 @@ def cases(results: Results) -> str:
     Dice of each class; all other metrics as means of the classes, or the table would be as wide as both together.
     """
     shown, _ = names.split(known(results.crossval, results.crossval["foreground_mean"]))
-    others = [metric for metric in shown if metric != "Dice"]
+    others = [metric for metric in shown if metric != "Dice" and not metric.startswith("volume_")]
     labels = results.cases.labels
     head = ["case", "fold", "Dice, mean", *(f"Dice {class_name(name, labels)}" for name in labels.foreground)]
     rows = (_case_row(case, labels, others) for case in results.validated)
