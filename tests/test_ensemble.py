@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.special
 from tiny import params
+from validations import IDENTITY, member, random_softmax
 
 from segpipe import digest
 from segpipe.data import image
@@ -18,7 +18,6 @@ from segpipe.inference.ensemble import ensemble
 
 pytest_plugins = ["phantom_fixtures"]
 
-IDENTITY = {"dataset": "d", "training": "t", "checkpoint": "final", "validate": "v"}
 SHOWN = ("digest", "epoch", "settings", "training", "precision", "foreground_mean", "mean")
 OUT = Path("results/fold_0/summary.json")
 
@@ -31,41 +30,6 @@ def _here(tmp_path, monkeypatch):
 
 def case_ids(prepared):
     return prepared.cases.training[:2]
-
-
-def random_softmax(prepared, case, seed):
-    shape = prepared.cases.read_label(case).shape
-    return scipy.special.softmax(2 * np.random.default_rng(seed).normal(size=(4, *shape)).astype(np.float32), axis=0)
-
-
-def member(prepared, configuration, seed, dtype="float32", cases=None, fold="0", **identity):
-    """A validation folder with random softmax."""
-    folder = Path(f"results/{configuration}/fold_0/validation_final")
-    rows = []
-    for case in cases or case_ids(prepared):
-        softmax = random_softmax(prepared, case, seed)
-        softmax_file.save(folder / f"softmax/{case}.npz", softmax, dtype)
-        label = softmax.argmax(0)
-        path = folder / f"segmentations/{case}.nii.gz"
-        image.write_label_like(path, label, prepared.cases.image_path(case))
-        reference, spacing = prepared.cases.read_label(case), prepared.cases.entry(case)["spacing_mm"]
-        numbers = case_metrics(label, reference, prepared.cases.labels, None, spacing, params().evaluate)
-        rows.append(summary.case_row(numbers, str(path), f"labelsTr/{case}.nii.gz"))
-    content = {
-        **summary.tables(rows),
-        "fold": fold,
-        "configuration": configuration,
-        "checkpoint": "final",
-        "epoch": 3,
-        "labels": prepared.cases.content["labels"],
-        "digest": f"digest of {configuration}",
-        "identity": {**IDENTITY, "training": configuration, **identity},
-        "settings": {},
-        "training": {"epochs": 3 + seed},
-        "precision": "float32",
-    }
-    digest.write_json(folder / "summary.json", content)
-    return folder
 
 
 def read_segmentation(case):

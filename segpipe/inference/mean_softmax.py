@@ -68,11 +68,20 @@ def classes(paths: Sequence[Path], weights: Sequence[float]) -> Iterator[NDArray
 
 def label_map(paths: Sequence[Path], weights: Sequence[float], labels: Labels) -> NDArray[np.int16]:
     """The label map of the mean of saved softmax files of a case, (Z, Y, X). Raises SegpipeError as `classes` does."""
+    return label_maps(paths, weights, labels, [range(len(paths))])[0]
+
+
+def label_maps(
+    paths: Sequence[Path], weights: Sequence[float], labels: Labels, groups: Sequence[Sequence[int]]
+) -> list[NDArray[np.int16]]:
+    """The label maps of the means of several groups of files, by their indices; each file is read once."""
+    require_one_shape(paths)
     require_heads(paths[0], labels)
-    painted = LabelMap(softmax_file.shape(paths[0])[1:], labels)
-    for one in classes(paths, weights):
-        painted.add(one)
-    return painted.array
+    painted = [LabelMap(softmax_file.shape(paths[0])[1:], labels) for _ in groups]
+    for arrays in zip(*(softmax_file.classes(path) for path in paths), strict=True):
+        for one, group in zip(painted, groups, strict=True):
+            one.add(mean([arrays[index] for index in group], [weights[index] for index in group]))
+    return [one.array for one in painted]
 
 
 def require_one_shape(paths: Sequence[Path]) -> None:

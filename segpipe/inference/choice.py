@@ -1,0 +1,189 @@
+"""Which configuration, or which of them together, is best in the cross-validation: model_choice.json.
+
+Every set of configurations up to a limit is scored on all validation cases of the folds: one alone by what its
+validation says, several by the mean of their saved softmax, as the prediction averages them.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe import digest
+from segpipe.data.cases import Cases
+from segpipe.evaluation import summary
+from segpipe.evaluation.overlap import Numbers, case_overlap
+from segpipe.inference import mean_softmax
+from segpipe.inference.ensemble import Member, belong_together
+from segpipe.params import Params, section
+
+log = getLogger(__name__)
+
+Floats = NDArray[np.float64]
+Group = tuple[str, ...]  # of configurations
+Scores = dict[str, Numbers]  # of a case, by the class's name in summary.json
+SHARED = ("dataset", "checkpoint", "validate")  # of the identities, what every member has in common
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Configurations whose softmax is averaged, and how each validation case of each fold is scored."""
+
+    members: Group
+    folds: dict[str, list[Scores]]
+
+    def table(self, fold: str | None = None) -> dict[str, Any]:
+        """The means over all cases, or those of one fold, as summary.json has them."""
+        folds = self.folds.values() if fold is None else [self.folds[fold]]
+        return summary.tables([summary.case_row(scores, "", "") for of_fold in folds for scores in of_fold])
+
+    def mean(self, measure: str, fold: str | None = None) -> float | None:
+        """Over the classes, of their means over the cases."""
+        value: float | None = self.table(fold)["foreground_mean"][measure]
+        return value
+
+    def values(self, measure: str) -> Floats:
+        """(cases, classes); NaN where a case has no number."""
+        rows = [[one[measure] for one in scores.values()] for of_fold in self.folds.values() for scores in of_fold]
+        return np.array(rows, np.float64)
+
+
+def choose(cases: Cases, folders: list[Path], out: Path, params: Params) -> None:
+    """Write which configurations the prediction should take, with the scores of all that were tried.
+
+    folders : the validations of every configuration in every fold
+    Raises SegpipeError where the validations do not belong together.
+    """
+    folds = _folds([Member.read(folder) for folder in folders], params)
+    with digest.exclusive(out.parent / "state" / ".choice.lock", "choosing among configurations"):
+        candidates = _candidates(cases, folds, params)
+        best, chosen = select(candidates, params.choose.measure, params.choose.margin)
+        content = {
+            "chosen": list(chosen.members),
+            **section(params, "choose"),
+            "weights": dict(zip(params.configurations, params.ensemble.of(params.configurations), strict=True)),
+            "candidates": [_listed(candidate, best, params) for candidate in candidates],
+            "identity": _identity(folds, params),
+            "labels": cases.labels.to_json(),
+            "versions": summary.versions(),
+        }
+        digest.write_json(out, content)
+    mean = summary.readable(chosen.mean(params.choose.measure))
+    log.info("chosen: %s; mean foreground %s %s", " + ".join(chosen.members), params.choose.measure, mean)
+
+
+def chosen(path: Path) -> list[str]:
+    """The configurations that a model_choice.json names."""
+    return list(digest.read_json(path)["chosen"])
+
+
+def select(candidates: Sequence[Candidate], measure: str, margin: float) -> tuple[Candidate, Candidate]:
+    """The best one, and the chosen one: of those at most `margin` worse the smallest, and of these the best."""
+    means = [-1.0 if (mean := candidate.mean(measure)) is None else mean for candidate in candidates]
+    good = [index for index, mean in enumerate(means) if mean >= max(means) - margin]
+    first = min(good, key=lambda index: (len(candidates[index].members), -means[index]))
+    return candidates[int(np.argmax(means))], candidates[first]
+
+
+def _folds(members: list[Member], params: Params) -> dict[str, dict[str, Member]]:
+    """The members by fold and configuration, after making sure that they belong together."""
+    folds: dict[str, dict[str, Member]] = {}
+    for member in members:
+        folds.setdefault(str(member.summary["fold"]), {})[member.configuration] = member
+    for of_fold in folds.values():
+        belong_together(list(of_fold.values()))
+    for name in params.configurations:
+        identities = {str(of_fold[name].folder): of_fold[name].summary["identity"] for of_fold in folds.values()}
+        summary.require_same(f"folds of {name}", identities)
+    return folds
+
+
+def _candidates(cases: Cases, folds: dict[str, dict[str, Member]], params: Params) -> list[Candidate]:
+    names = params.configurations
+    several = [group for n in range(2, params.choose.largest + 1) for group in combinations(range(len(names)), n)]
+    found = [Candidate((name,), {fold: _alone(of_fold[name]) for fold, of_fold in folds.items()}) for name in names]
+    if not several:
+        return found
+    scored = {
+        fold: _together(cases, [of_fold[name] for name in names], several, params) for fold, of_fold in folds.items()
+    }
+    for index, group in enumerate(several):
+        members = tuple(names[number] for number in group)
+        found.append(Candidate(members, {fold: [of_case[index] for of_case in rows] for fold, rows in scored.items()}))
+    return found
+
+
+def _alone(member: Member) -> list[Scores]:
+    return [row["metrics"] for row in member.summary["metric_per_case"]]
+
+
+def _together(
+    cases: Cases, members: list[Member], groups: Sequence[Sequence[int]], params: Params
+) -> list[list[Scores]]:
+    """Of each case of a fold, the scores of every group."""
+    weights = params.ensemble.of([member.configuration for member in members])
+
+    def score(case: str) -> list[Scores]:
+        paths = [member.softmax(case) for member in members]
+        maps = mean_softmax.label_maps(paths, weights, cases.labels, groups)
+        reference = cases.read_label(case)
+        return [case_overlap(one, reference, cases.labels, cases.annotated(case)) for one in maps]
+
+    ids = [name.removesuffix(cases.label_ending) for name in members[0].cases]
+    shapes = [cases.entry(case)["shape"] for case in ids]
+    with ThreadPoolExecutor(mean_softmax.at_once(shapes, params.runtime.threads, len(groups))) as pool:
+        return list(pool.map(score, ids))
+
+
+def _listed(candidate: Candidate, best: Candidate, params: Params) -> dict[str, Any]:
+    measure = params.choose.measure
+    return {
+        "members": list(candidate.members),
+        "mean": candidate.mean(measure),
+        "per_class": {key: numbers[measure] for key, numbers in candidate.table()["mean"].items()},
+        "per_fold": {fold: candidate.mean(measure, fold) for fold in candidate.folds},
+        "to_best": _difference(candidate, best, params),
+    }
+
+
+def _difference(candidate: Candidate, best: Candidate, params: Params) -> dict[str, Any]:
+    """How much better a candidate is than the best one (0, or below), and the interval of that when the cases of the
+    cross-validation are drawn again, the same draws for both.
+    """
+    measure, settings = params.choose.measure, params.evaluate
+    values = [one.values(measure) for one in (candidate, best)]
+    n = len(values[0])
+    rng = np.random.default_rng(settings.bootstrap_seed)
+    draws = rng.multinomial(n, np.full(n, 1 / n), settings.bootstrap_resamples)
+    differences = _means(values[0], draws) - _means(values[1], draws)
+    tail = (1 - settings.confidence_level) / 2
+    known = differences[np.isfinite(differences)]
+    low, high = np.quantile(known, [tail, 1 - tail]).tolist() if known.size else (None, None)
+    means = candidate.mean(measure), best.mean(measure)
+    return {"difference": None if None in means else means[0] - means[1], "low": low, "high": high}  # type: ignore[operator]
+
+
+def _means(values: Floats, draws: NDArray[np.int64]) -> Floats:
+    """Over the classes, of their means over the cases as often as each draw has them; NaN is left out, as in tables."""
+    with np.errstate(invalid="ignore"):
+        of_classes = (draws @ np.nan_to_num(values)) / (draws @ np.isfinite(values))
+        found: Floats = np.nansum(of_classes, 1) / np.isfinite(of_classes).sum(1)
+    return found
+
+
+def _identity(folds: dict[str, dict[str, Member]], params: Params) -> dict[str, Any]:
+    first = next(iter(folds.values()))
+    shared = first[params.configurations[0]].summary["identity"]
+    return {
+        **{key: shared[key] for key in SHARED},
+        "training": {name: first[name].summary["identity"]["training"] for name in params.configurations},
+        "networks": {
+            fold: {name: one.summary["digest"] for name, one in found.items()} for fold, found in folds.items()
+        },
+    }
