@@ -67,6 +67,19 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps")
 
 
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """`segpipe evaluate PRED REF`."""
+    parser.add_argument("prediction", type=Path, metavar="PRED", help="folder with CASE.nii.gz ..., or one label map")
+    parser.add_argument("reference", type=Path, metavar="REF", help="the same of the references; formats may differ")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="dataset.json; default: each value is a class")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="all numbers, as nnU-Net's summary.json has them")
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="a line per case and class")
+    parser.add_argument("--only-predicted", action="store_true", help="leave out references without a prediction")
+    parser.add_argument("--nsd-tolerance-mm", type=_positive, metavar="MM", help="default: evaluate.nsd_tolerance_mm")
+    parser.add_argument("--threads", type=int, metavar="N", help="cases at once; default: as many as cores")
+    _add_params(parser)
+
+
 def import_nnunet(parser: argparse.ArgumentParser) -> None:
     """`segpipe import-nnunet FOLDER|ZIP --out MODEL`."""
     parser.add_argument(
@@ -121,6 +134,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError("above 0, at most 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("above 0")
     return value
 
 

@@ -23,6 +23,7 @@ VERBS = {
     "import-msd": "turn a Decathlon task, a folder or its .tar, into a dataset in nnU-Net's layout",
     "import-bids": "turn a BIDS dataset with label maps in a derivative into one in nnU-Net's layout",
     "predict": "segment a folder of images with trained models",
+    "evaluate": "score segmentations against references",
     "import-nnunet": "turn models that nnU-Net trained into one of segpipe",
     "export-nnunet": "write a model as folders that nnU-Net predicts with",
     "export-nnunet-predictions": "write probabilities as nnU-Net's own ensemble command reads them",
