@@ -60,14 +60,16 @@ def tempered(sample: Sample, temperature: float) -> Sample:
 
 
 def fit_temperature(sample: Sample) -> float:
-    """The temperature of the lowest negative log-likelihood, between 0.05 and 20.
+    """The temperature of the lowest negative log-likelihood, between 0.05 and 20; 1 where there is no voxel.
 
     The likelihood is convex in 1/T: Newton's method on its derivative, kept within an interval that holds the
     minimum, always ends at the same number.
     """
+    if not len(sample.reference):
+        return 1.0
     low, high = 1 / HOTTEST, 1 / COOLEST
-    if not len(sample.reference) or _slope(sample, low)[0] >= 0:
-        return 1.0 if not len(sample.reference) else HOTTEST
+    if _slope(sample, low)[0] >= 0:
+        return HOTTEST
     if _slope(sample, high)[0] <= 0:
         return COOLEST
     at = 1.0
@@ -137,7 +139,7 @@ def _classwise(sample: Sample, n_bins: int, names: Sequence[str], has_regions: b
     errors = {}
     for index, name in enumerate(names):
         column = 1 if has_regions else index + 1
-        of_class = sample.where(sample.region == index) if has_regions else sample
+        of_class = sample.where(sample.about[:, index])
         there = of_class.reference == column
         bins = _Bins.of(of_class.probabilities[:, column], there, of_class.weight, n_bins)
         errors[name] = bins.error()

@@ -13,8 +13,6 @@ from scipy.ndimage import maximum_filter1d
 
 from segpipe.data.labels import Labels, belongs
 
-SMALLEST = 2.0**-24  # float16 has nothing between it and 0
-
 Rows = NDArray[np.floating]
 
 
@@ -26,19 +24,19 @@ class Sample:
     reference : (n,) int64, the class
     weight : (n,) float64, how many voxels each row stands for
     near : (n,) bool, whether it lies near foreground
-    region : (n,) int64, which region a row is of; 0 of plain classes
+    about : (n, foreground classes or regions) bool, of which of them the row says something
     """
 
     probabilities: Rows
     reference: NDArray[np.int64]
     weight: NDArray[np.float64]
     near: NDArray[np.bool_]
-    region: NDArray[np.int64]
+    about: NDArray[np.bool_]
 
     def where(self, mask: NDArray[np.bool_]) -> "Sample":
         """Some of the rows."""
-        about = (self.weight[mask], self.near[mask], self.region[mask])
-        return Sample(self.probabilities[mask], self.reference[mask], *about)
+        rest = self.weight[mask], self.near[mask], self.about[mask]
+        return Sample(self.probabilities[mask], self.reference[mask], *rest)
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
@@ -48,7 +46,7 @@ def joined(samples: Sequence[Sample]) -> Sample:
         np.concatenate([sample.reference for sample in samples]),
         np.concatenate([sample.weight for sample in samples]),
         np.concatenate([sample.near for sample in samples]),
-        np.concatenate([sample.region for sample in samples]),
+        np.concatenate([sample.about for sample in samples]),
     )
 
 
@@ -107,18 +105,22 @@ def of_voxels(
         Of plain classes the background takes the others in, as in the loss of the training.
 
     The reference class is never quite impossible: a 0 of a file is what its precision has left of some probability.
+    All other zeros stay: anything above them would be a probability that nobody predicted, and change temperatures
+    more than the rounding does (docs/calibration.md).
     """
     if labels.has_regions:
         return _of_regions(probabilities, values, weight, close, labels, annotated)
     rows = probabilities.T.astype(np.float32, order="C")
     reference = values.astype(np.int64)
-    for index, name in list(enumerate(labels.heads))[1:]:
+    about = np.ones((len(rows), len(labels.foreground)), bool)
+    for index, name in enumerate(labels.foreground):
         if annotated is not None and name not in annotated:
-            rows[:, 0] += rows[:, index]
-            rows[:, index] = 0
-            reference[reference == index] = 0
-    _make_possible(rows, reference, np.full(len(probabilities), SMALLEST))
-    return Sample(rows, reference, weight, close, np.zeros(len(reference), np.int64))
+            rows[:, 0] += rows[:, index + 1]
+            rows[:, index + 1] = 0
+            reference[reference == index + 1] = 0
+            about[:, index] = False
+    _make_possible(rows, reference, np.full(len(probabilities), _smallest(probabilities)))
+    return Sample(rows, reference, weight, close, about)
 
 
 def _of_regions(
@@ -129,16 +131,22 @@ def _of_regions(
     labels: Labels,
     annotated: Sequence[str] | None,
 ) -> Sample:
-    below_one = float(np.finfo(probabilities.dtype).epsneg) / 2  # 1 - p of what is rounded to 1
+    below_one = np.finfo(probabilities.dtype).epsneg / 2  # 1 - p of what is rounded to 1
     regions = []
     for index, (name, of_region) in enumerate(labels.heads.items()):
         counted = slice(None if annotated is None or name in annotated else 0)
         inside, reference = probabilities[index, counted].astype(np.float32), belongs(values[counted], of_region)
         rows = np.stack([1 - inside, inside], 1)
-        _make_possible(rows, reference.astype(np.int64), np.array([below_one, SMALLEST]))
-        number = np.full(len(reference), index)
-        regions.append(Sample(rows, reference.astype(np.int64), weight[counted], close[counted], number))
+        _make_possible(rows, reference.astype(np.int64), np.array([below_one, _smallest(probabilities)]))
+        about = np.zeros((len(rows), len(labels.heads)), bool)
+        about[:, index] = True
+        regions.append(Sample(rows, reference.astype(np.int64), weight[counted], close[counted], about))
     return joined(regions)
+
+
+def _smallest(probabilities: Rows) -> float:
+    """What lies next to 0 in the precision of a file, and is no rounding error in float32."""
+    return max(float(np.finfo(probabilities.dtype).smallest_subnormal), float(np.finfo(np.float32).tiny))
 
 
 def _make_possible(rows: Rows, reference: NDArray[np.int64], smallest: NDArray[np.float64]) -> None:

@@ -21,8 +21,8 @@ from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import calibration, summary, voxel_sample
 from segpipe.evaluation.voxel_sample import Rows, Sample
-from segpipe.inference import softmax_file
-from segpipe.params import Calibrate, Params
+from segpipe.inference import mean_softmax, softmax_file
+from segpipe.params import Calibrate, Ensemble, Params
 
 log = getLogger(__name__)
 
@@ -59,13 +59,14 @@ def calibrate(cases: Cases, folders: list[Path], out: Path, params: Params) -> N
     number = np.repeat([fold.number for _, fold in jobs], rows)
     calibrations = [
         _calibration(names, sample, number, cases, params.calibrate)
-        for names, sample in _ensembles(drawn, list(folds[0].folders))
+        for names, sample in _ensembles(drawn, list(folds[0].folders), params.ensemble)
     ]
     first = next(iter(summaries.values()))
     content = {
         "calibrations": calibrations,
         "cases": len(jobs),
         "settings": params.calibrate.model_dump(mode="json"),
+        "weights": dict(zip(params.configurations, params.ensemble.of(params.configurations), strict=True)),
         "checkpoint": first["checkpoint"],
         "identity": {key: value for key, value in first["identity"].items() if key != "training"}
         | {"trainings": {one["configuration"]: one["identity"]["training"] for one in summaries.values()}},
@@ -154,13 +155,15 @@ def _at(path: Path, index: NDArray[np.int64], label: NDArray[np.int16], cases: C
     return np.stack([one.reshape(-1)[index] for one in softmax_file.classes(path)])
 
 
-def _ensembles(drawn: list[_Drawn], configurations: list[str]) -> Iterator[tuple[tuple[str, ...], Sample]]:
-    """Each configuration, and the equal-weight mean of each set of them, on the same voxels."""
+def _ensembles(
+    drawn: list[_Drawn], configurations: list[str], settings: Ensemble
+) -> Iterator[tuple[tuple[str, ...], Sample]]:
+    """Each configuration, and the mean of each set of them, on the same voxels."""
     all_voxels = voxel_sample.joined([one.sample for one in drawn])
     rows = {name: np.concatenate([one.probabilities[name] for one in drawn]) for name in configurations}
     for n_members in range(1, len(configurations) + 1):
         for names in combinations(configurations, n_members):
-            mean = sum((rows[name] for name in names[1:]), rows[names[0]]) / np.float32(n_members)
+            mean = mean_softmax.mean([rows[name] for name in names], settings.of(names))
             yield names, replace(all_voxels, probabilities=mean)
 
 

@@ -21,7 +21,7 @@ rule calibrate:
             fold=PARAMS.folds,
             checkpoint=CHECKPOINT,
         ),
-        cfg=settings("configurations", "folds", "calibrate"),
+        cfg=settings("configurations", "folds", "ensemble", "calibrate"),
         code=digest.of_code("calibrate"),
     message:
         "calibrate: how far the probabilities may be taken at their word"
