@@ -23,7 +23,7 @@ LONGER = 20
 
 def test_a_fresh_folder_plans_every_job(fresh: Project) -> None:
     once = ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess"]
-    once += ["crossval", "calibrate", "choose", "predict"]
+    once += ["crossval", "calibrate", "choose", "predict", "volumes", "report"]
     assert fresh.planned() == {**dict.fromkeys(once, 1), "train": 2, "validate": 2, "ensemble": 2}
 
 
@@ -201,7 +201,8 @@ def test_a_plan_and_folds_made_elsewhere_are_taken_and_count_by_their_content(fr
 
 def test_another_checkpoint_only_validates_and_what_follows(copy: Project) -> None:
     copy.set("validate.checkpoint", "best")
-    assert copy.planned() == {"validate": 2, "ensemble": 2, "crossval": 1, "calibrate": 1, "choose": 1, "predict": 1}
+    once = ["crossval", "calibrate", "choose", "predict", "volumes", "report"]
+    assert copy.planned() == {"validate": 2, "ensemble": 2, **dict.fromkeys(once, 1)}
     assert copy.planned(FOLD_0) == {"validate": 1, "ensemble": 1}
     copy.snakemake(FOLD_0)
     fold = copy.folder / "results/3d_fullres/fold_0"

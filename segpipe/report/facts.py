@@ -28,12 +28,23 @@ NNUNET: dict[str, Any] = {
     "train.replacement": True,
     "train.accumulate": 1,
     "train.optimiser.decay_norm_and_bias": True,
+    "train.optimiser.rate_factors": {"encoder": 1.0, "decoder": 1.0, "heads": 1.0},
     "train.schedule.per": "epoch",
+    "train.ema.decay": None,
     "train.best.smoothing": 0.9,
+    "train.early_stopping.patience": None,
+    "train.full_validation.every": None,
     "train.initialisation": "he",
     "train.precision": "fp16",
     "validate.step_size": 0.5,
     "validate.softmax_dtype": "float32",
+    "ensemble.weights": None,
+    "choose.largest": 2,
+    "choose.measure": "Dice",
+    "choose.margin": 0.0,
+    "postprocess.largest_component": True,
+    "postprocess.minimum_ml": [],
+    "postprocess.minimum_voxels": [],
 }
 
 

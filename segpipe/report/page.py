@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segpipe import digest
 from segpipe.data.page_parts import document
-from segpipe.report import curves, facts, names, pictures, reliability, tables
+from segpipe.report import choices, curves, facts, names, pictures, reliability, tables
 from segpipe.report.results import Results
 from segpipe.report.style import SORT, STYLE
 
@@ -45,6 +45,8 @@ def _sections(results: Results) -> Iterator[tuple[str, Iterable[str]]]:
     yield "Cross-validation", _crossval(results)
     yield "Training", _training(results)
     yield "Cases in pictures", pictures.validated(results)
+    if chosen := results.files.get("model_choice"):
+        yield "Choice", choices.choice(chosen, results.cases.labels)
     if calibrated := results.files.get("calibration"):
         yield "Calibration", reliability.section(calibrated, results.params.configurations)
     yield "All validation cases", [tables.cases(results), f'<p class="quiet">{names.LEGEND}</p>']
