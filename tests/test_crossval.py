@@ -12,7 +12,11 @@ from segpipe.evaluation import crossval, summary
 
 
 def gather(paths, out):
-    crossval.gather(paths, out, params().evaluate)
+    """With what postprocessing.json says: the same cases, each of them better."""
+    better = summary.tables([row(case, 1.0, 0.5) for case in "ab"])
+    told = {"models": "all", "members": ["2d"], "rules": [{"of": "liver"}], "tried": [], "postprocessed": better}
+    digest.write_json(out.with_name("postprocessing.json"), told)
+    crossval.gather(paths, out.with_name("postprocessing.json"), out, params().evaluate)
 
 
 IDENTITY = {"dataset": "d", "training": "t", "checkpoint": "final", "validate": "v"}
@@ -66,6 +70,16 @@ def test_folds_of_other_data_or_settings_are_refused(tmp_path, key):
         gather(paths, tmp_path / "out.json")
     assert all(str(path) in str(error.value) for path in paths)
     assert not (tmp_path / "out.json").exists()
+
+
+def test_what_the_rules_make_of_it_stands_beside(tmp_path):
+    gather([fold(tmp_path, 0, [row("a", 0.9, 0.2), row("b", 0.7, None)])], tmp_path / "out.json")
+    content = digest.read_json(tmp_path / "out.json")
+    after = content["postprocessed"]
+    assert content["mean"]["1"]["Dice"] == pytest.approx(0.8)
+    assert after["mean"]["1"]["Dice"] == 1
+    assert (after["models"], after["members"], after["rules"]) == ("all", ["2d"], [{"of": "liver"}])
+    assert after["confidence"]["mean"]["1"]["Dice"] == {"low": 1, "high": 1}
 
 
 def test_a_case_of_two_folds_is_refused(tmp_path):

@@ -12,7 +12,17 @@ import pytest
 from conftest import REPO, Project, run, tiny_params, wait_until
 
 SUMMARY = "results/fold_0/summary.json"
-OF_A_CHECKPOINT = ["validate", "ensemble", "crossval", "calibrate", "choose", "predict", "volumes", "report"]
+OF_A_CHECKPOINT = [
+    "validate",
+    "ensemble",
+    "crossval",
+    "calibrate",
+    "choose",
+    "postprocess",
+    "predict",
+    "volumes",
+    "report",
+]
 MAKE = [sys.executable, "workflow/scripts/make_dvc_yaml.py"]
 
 

@@ -23,7 +23,7 @@ LONGER = 20
 
 def test_a_fresh_folder_plans_every_job(fresh: Project) -> None:
     once = ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess"]
-    once += ["crossval", "calibrate", "choose", "predict", "volumes", "report"]
+    once += ["crossval", "calibrate", "choose", "postprocess", "predict", "volumes", "report"]
     assert fresh.planned() == {**dict.fromkeys(once, 1), "train": 2, "validate": 2, "ensemble": 2}
 
 
@@ -201,7 +201,7 @@ def test_a_plan_and_folds_made_elsewhere_are_taken_and_count_by_their_content(fr
 
 def test_another_checkpoint_only_validates_and_what_follows(copy: Project) -> None:
     copy.set("validate.checkpoint", "best")
-    once = ["crossval", "calibrate", "choose", "predict", "volumes", "report"]
+    once = ["crossval", "calibrate", "choose", "postprocess", "predict", "volumes", "report"]
     assert copy.planned() == {"validate": 2, "ensemble": 2, **dict.fromkeys(once, 1)}
     assert copy.planned(FOLD_0) == {"validate": 1, "ensemble": 1}
     copy.snakemake(FOLD_0)

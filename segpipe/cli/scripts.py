@@ -54,6 +54,8 @@ def _wrong_values(given: dict[str, Any], params: Params) -> Iterator[tuple[str, 
         yield "configuration", given["configuration"], " or ".join(params.trained)
     if given.get("on_extend") not in (None, params.train.on_extend):
         yield "on-extend", given["on_extend"], params.train.on_extend
+    if given.get("of") not in (None, params.predict.models):
+        yield "of", given["of"], params.predict.models
     prepared = f"data/preprocessed/{params.dataset_name}/"
     for name in ("cases", "plan", "splits", "manifest", "fingerprint"):
         path = given.get(name)

@@ -12,9 +12,10 @@ from segpipe.params import Evaluate
 log = getLogger(__name__)
 
 
-def gather(paths: list[Path], out: Path, settings: Evaluate) -> None:
+def gather(paths: list[Path], postprocessing: Path, out: Path, settings: Evaluate) -> None:
     """Write the summary over the cases of all folds, with confidence intervals of its means.
 
+    postprocessing : postprocessing.json, which has the scores of what the prediction will take, after its rules
     Raises SegpipeError where folds were made of different data or settings, or share a case.
     """
     folds = {path: digest.read_json(path) for path in paths}
@@ -39,6 +40,7 @@ def gather(paths: list[Path], out: Path, settings: Evaluate) -> None:
         "folds": {
             fold["fold"]: {"foreground_mean": fold["foreground_mean"], "mean": fold["mean"]} for fold in folds.values()
         },
+        "postprocessed": _postprocessed(digest.read_json(postprocessing), settings),
         "identity": first["identity"],
         "labels": first["labels"],
         "versions": summary.versions(),
@@ -46,6 +48,13 @@ def gather(paths: list[Path], out: Path, settings: Evaluate) -> None:
     digest.write_json(out, content)
     dice = summary.readable(content["foreground_mean"]["Dice"])
     log.info("cross-validation: mean foreground Dice over %d cases: %s", len(rows), dice)
+
+
+def _postprocessed(content: dict[str, Any], settings: Evaluate) -> dict[str, Any]:
+    """What postprocessing.json has for the summary: the rules, what they were applied to, and its scores after them."""
+    told = {key: content[key] for key in ("models", "members", "rules")}
+    rows = content["postprocessed"]["metric_per_case"]
+    return {**told, **content["postprocessed"], "confidence": intervals.confidence(rows, settings)}
 
 
 def _identities(folds: dict[Path, dict[str, Any]]) -> dict[str, Any]:

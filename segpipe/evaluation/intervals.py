@@ -25,7 +25,7 @@ def confidence(rows: Sequence[CaseRow], settings: Evaluate) -> dict[str, Any]:
     values = np.array(
         [[[row["metrics"][label][name] for name in names] for label in classes] for row in rows], np.float64
     )
-    means = _drawn_means(values, settings)
+    means = drawn_means(values, settings)
     known = np.isfinite(values).sum(0)
     percents = 50 * (1 + settings.confidence_level * np.array([-1, 1]))
     in_any_class = np.isfinite(values).any(1).sum(0)
@@ -34,12 +34,12 @@ def confidence(rows: Sequence[CaseRow], settings: Evaluate) -> dict[str, Any]:
         "method": "percentile bootstrap over cases",
         "resamples": settings.bootstrap_resamples,
         "seed": settings.bootstrap_seed,
-        "foreground_mean": _between(_mean_of_known(means), in_any_class, names, percents),
+        "foreground_mean": _between(mean_of_known(means), in_any_class, names, percents),
         "mean": {label: _between(means[:, i], known[i], names, percents) for i, label in enumerate(classes)},
     }
 
 
-def _drawn_means(values: Floats, settings: Evaluate) -> Floats:
+def drawn_means(values: Floats, settings: Evaluate) -> Floats:
     """Mean over the cases of each draw, (draws, classes, metrics), of (cases, classes, metrics) with NaN for null."""
     n_cases = len(values)
     draws = np.random.default_rng(settings.bootstrap_seed).multinomial(
@@ -51,7 +51,7 @@ def _drawn_means(values: Floats, settings: Evaluate) -> Floats:
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
-def _mean_of_known(means: Floats) -> Floats:
+def mean_of_known(means: Floats) -> Floats:
     """Over the classes that have one."""
     known = np.isfinite(means)
     counts = known.sum(1)

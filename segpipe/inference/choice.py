@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segpipe import digest
 from segpipe.data.cases import Cases
-from segpipe.evaluation import summary
+from segpipe.evaluation import intervals, summary
 from segpipe.evaluation.overlap import Numbers, case_overlap
 from segpipe.inference import mean_softmax
 from segpipe.inference.ensemble import Member, belong_together
@@ -81,6 +81,14 @@ def choose(cases: Cases, folders: list[Path], out: Path, params: Params) -> None
 def chosen(path: Path) -> list[str]:
     """The configurations that a model_choice.json names."""
     return list(digest.read_json(path)["chosen"])
+
+
+def require_chosen_of(members: Sequence[Member], content: dict[str, Any]) -> None:
+    """Raise SegpipeError where a model_choice.json was made of other networks than these members of a fold."""
+    made_of = content["identity"]["networks"][members[0].summary["fold"]]
+    present = {member.configuration: member.summary["digest"] for member in members}
+    of_these = {name: made_of[name] for name in present}
+    summary.require_same("choice and validations", {"model_choice.json": of_these, "validations": present})
 
 
 def select(candidates: Sequence[Candidate], measure: str, margin: float) -> tuple[Candidate, Candidate]:
@@ -157,24 +165,17 @@ def _difference(candidate: Candidate, best: Candidate, params: Params) -> dict[s
     cross-validation are drawn again, the same draws for both.
     """
     measure, settings = params.choose.measure, params.evaluate
-    values = [one.values(measure) for one in (candidate, best)]
-    n = len(values[0])
-    rng = np.random.default_rng(settings.bootstrap_seed)
-    draws = rng.multinomial(n, np.full(n, 1 / n), settings.bootstrap_resamples)
-    differences = _means(values[0], draws) - _means(values[1], draws)
-    tail = (1 - settings.confidence_level) / 2
+    drawn = [
+        intervals.mean_of_known(intervals.drawn_means(one.values(measure)[..., None], settings))[:, 0]
+        for one in (candidate, best)
+    ]
+    differences = drawn[0] - drawn[1]
     known = differences[np.isfinite(differences)]
+    tail = (1 - settings.confidence_level) / 2
     low, high = np.quantile(known, [tail, 1 - tail]).tolist() if known.size else (None, None)
     means = candidate.mean(measure), best.mean(measure)
-    return {"difference": None if None in means else means[0] - means[1], "low": low, "high": high}  # type: ignore[operator]
-
-
-def _means(values: Floats, draws: NDArray[np.int64]) -> Floats:
-    """Over the classes, of their means over the cases as often as each draw has them; NaN is left out, as in tables."""
-    with np.errstate(invalid="ignore"):
-        of_classes = (draws @ np.nan_to_num(values)) / (draws @ np.isfinite(values))
-        found: Floats = np.nansum(of_classes, 1) / np.isfinite(of_classes).sum(1)
-    return found
+    difference = None if means[0] is None or means[1] is None else means[0] - means[1]
+    return {"difference": difference, "low": low, "high": high}
 
 
 def _identity(folds: dict[str, dict[str, Member]], params: Params) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-# Which configuration, or which of them together, the cross-validation finds best, and what is removed of segmentations.
+# Which configuration, or which of them together, the cross-validation finds best.
 rule choose:
     input:
         cases=rules.check.output.cases,

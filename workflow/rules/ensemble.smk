@@ -1,4 +1,4 @@
-# From the validated configurations to one table per fold, and from the folds to one table over all cases.
+# From the validated configurations to one table per fold.
 rule ensemble:
     input:
         cases=rules.check.output.cases,
@@ -35,25 +35,3 @@ rule ensemble:
     shell:
         "python {params.script} --fold {wildcards.fold} --cases {input.cases}"
         " --validations {params.members} --out {output.summary} --log {log}"
-
-
-rule crossval:
-    input:
-        expand(rules.ensemble.output.summary, fold=PARAMS.folds),
-    output:
-        "results/crossval/summary.json",
-    log:
-        "logs/crossval.log",
-    params:
-        script=script("crossval"),
-        cfg=settings(
-            "folds",
-            "evaluate.bootstrap_resamples",
-            "evaluate.bootstrap_seed",
-            "evaluate.confidence_level",
-        ),
-        code=digest.of_code("crossval"),
-    message:
-        "crossval: all folds together"
-    shell:
-        "python {params.script} --summaries {input} --out {output} --log {log}"

@@ -11,8 +11,9 @@ def main(args: Namespace, params: Params) -> None:
     """Gather the folds' summaries into one over all cases."""
     from segpipe.evaluation import crossval
 
-    crossval.gather([Path(path) for path in args.summaries], Path(args.out), params.evaluate)
+    summaries = [Path(path) for path in args.summaries]
+    crossval.gather(summaries, Path(args.postprocessing), Path(args.out), params.evaluate)
 
 
 if __name__ == "__main__":
-    scripts.run(main, "--summaries+", "--out")
+    scripts.run(main, "--summaries+", "--postprocessing", "--out")
