@@ -163,6 +163,7 @@ DECIDING_MODULES = {
         "data/check_picture.py",
         "data/page_parts.py",
         "evaluation/summary.py",
+        "inference/postprocess.py",
         "report/volumes.py",
         "report/charts.py",
         "report/curves.py",

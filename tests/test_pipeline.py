@@ -155,6 +155,15 @@ def test_runtime_settings_redo_nothing(copy: Project) -> None:
     assert copy.planned() == {}
 
 
+def test_settings_of_the_report_make_the_page_again_and_nothing_else(copy: Project) -> None:
+    before = (copy.folder / "results/report.html").read_text()
+    copy.set("report.cases", 1)
+    assert copy.planned() == {"report": 1}
+    copy.snakemake()
+    assert "median:" in before
+    assert "median:" not in (copy.folder / "results/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "first"),
     [

@@ -162,7 +162,7 @@ def test_what_does_not_exist_is_left_out(tmp_path: Path, text: str) -> None:
     Page(without)
     assert "<h2>Predictions</h2>" not in without
     assert "ensemble of" not in without
-    for part in ("Calibration", "Choice"):
+    for part in ("Calibration", "Choice", "Postprocessing"):
         assert f"<h2>{part}</h2>" not in without
 
 
@@ -214,6 +214,31 @@ def test_the_choice_is_shown_the_best_first(run: Results) -> None:
     ]
     assert [row[-1] for row in rows] == ["", "chosen"]
     assert head[1] == "Dice, mean"
+
+
+POSTPROCESSING = {
+    "rules": [{"of": "kidney", "largest_component": True, "minimum_ml": None, "minimum_voxels": None}],
+    "members": ["3d_fullres"],
+    "tried": [
+        {
+            "rule": {"of": name, "largest_component": True, "minimum_ml": minimum, "minimum_voxels": None},
+            "kept": name == "kidney",
+            "before": {"foreground_mean": 0.5, "mean": {"1": 0.5, "2": None}},
+            "after": {"foreground_mean": 0.625, "mean": {"1": 0.625, "2": None}},
+        }
+        for name, minimum in (("kidney", None), ("<b>liver</b>", 0.5))
+    ],
+}
+
+
+def test_postprocessing_is_shown_with_all_that_was_tried(run: Results) -> None:
+    text = page.html(dataclasses.replace(run, files={"postprocessing": POSTPROCESSING}))
+    assert "<li>kidney: the largest component</li>" in text
+    _, *rows = Page(text).table("rule")
+    assert rows[0] == ["kidney: the largest component", "0.5000", "0.6250", "0.1250", "–", "kept"]  # noqa: RUF001
+    assert rows[1][0] == "<b>liver</b>: the largest component, components of 0.5 ml or more"
+    nothing = {**POSTPROCESSING, "rules": []}
+    assert "Nothing is removed" in "".join(choices.postprocessing(nothing, run.cases.labels))
 
 
 WORDS = {"never": None, "none": None, "all 1": {"encoder": 1.0, "decoder": 1.0, "heads": 1.0}}

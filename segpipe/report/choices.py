@@ -1,10 +1,11 @@
-"""model_choice.json on the page: what was tried, and what was chosen."""
+"""What the cross-validation decided: model_choice.json and postprocessing.json on the page."""
 
 from collections.abc import Iterator
 from html import escape
 
 from segpipe.data.labels import Labels
 from segpipe.data.page_parts import class_name
+from segpipe.inference.postprocess import Rule
 from segpipe.report import names, tables
 from segpipe.report.results import Json
 
@@ -36,3 +37,24 @@ def _candidate(one: Json, labels: Labels, chosen: list[str]) -> str:
         f"<td>{escape(' + '.join(one['members']))}</td>{names.cell(one['mean'])}{cells}"
         f'<td class="n">{names.number(to_best["difference"])}{between}</td><td>{mark}</td>'
     )
+
+
+def postprocessing(content: Json, labels: Labels) -> Iterator[str]:
+    """The rules that are kept, and all that were tried, folded away. `content`: of postprocessing.json."""
+    kept = "".join(f"<li>{escape(str(Rule(**one)))}</li>" for one in content["rules"])
+    members = escape(" + ".join(content["members"]))
+    yield f"<p>Removed from what {members} predicts:</p><ul>{kept}</ul>" if kept else "<p>Nothing is removed.</p>"
+    yield '<p class="quiet">A rule is kept where the mean Dice rises and that of no class falls.</p>'
+    of_classes = (f"change, {class_name(name, labels)}" for name in labels.foreground)
+    head = ["rule", "mean Dice before", "after", *of_classes, ""]
+    yield tables.folded(
+        "All rules that were tried", tables.wide(head, (_tried(one, labels) for one in content["tried"]))
+    )
+
+
+def _tried(one: Json, labels: Labels) -> str:
+    before, after = one["before"], one["after"]
+    means = names.cell(before["foreground_mean"]) + names.cell(after["foreground_mean"])
+    pairs = ((before["mean"][key], after["mean"][key]) for key in map(labels.key, labels.foreground))
+    changes = "".join(names.cell(None if None in pair else pair[1] - pair[0]) for pair in pairs)
+    return f"<td>{escape(str(Rule(**one['rule'])))}</td>{means}{changes}<td>{'<b>kept</b>' if one['kept'] else ''}</td>"

@@ -47,6 +47,8 @@ def _sections(results: Results) -> Iterator[tuple[str, Iterable[str]]]:
     yield "Cases in pictures", pictures.validated(results)
     if chosen := results.files.get("model_choice"):
         yield "Choice", choices.choice(chosen, results.cases.labels)
+    if removed := results.files.get("postprocessing"):
+        yield "Postprocessing", choices.postprocessing(removed, results.cases.labels)
     if calibrated := results.files.get("calibration"):
         yield "Calibration", reliability.section(calibrated, results.params.configurations)
     yield "All validation cases", [tables.cases(results), f'<p class="quiet">{names.LEGEND}</p>']
