@@ -27,7 +27,12 @@ rule report:
     input:
         cases=rules.check.output.cases,
         plan=rules.plan.output,
-        crossval=[rules.crossval.output, rules.choose.output, rules.postprocess.output, rules.calibrate.output],
+        crossval=[
+            rules.crossval.output,
+            rules.choose.output,
+            rules.postprocess.output,
+            rules.calibrate.output,
+        ],
         segmentations=expand(rules.ensemble.output.segmentations, fold=PARAMS.folds),
         metrics=expand(
             rules.train.output.metrics,
