@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import FOUR, labels_of, params
 
+from segpipe.errors import SegpipeError
 from segpipe.evaluation import metrics, summary
 from segpipe.evaluation.overlap import OVERLAP, Pair, case_overlap
 
@@ -147,3 +148,48 @@ def test_the_short_form_is_the_long_one_without_distances(labels, annotated):
     long = case_metrics(predicted, reference, labels, annotated, SPACING)
     short = case_overlap(predicted, reference, labels, annotated)
     assert short == {key: {name: numbers[name] for name in OVERLAP} for key, numbers in long.items()}
+
+
+# beside nnU-Net's metrics
+
+
+def test_precision_and_recall_by_hand():
+    reference = np.array([[[1, 1, 0, 0], [1, 0, 0, 0]]], bool)
+    predicted = np.array([[[1, 0, 1, 0], [1, 0, 1, 0]]], bool)
+    numbers = mask_metrics(predicted, reference, (2, 5, 10))
+    assert (numbers["precision"], numbers["recall"]) == (2 / 4, 2 / 3)
+    assert numbers["volume_difference_ml"] == pytest.approx(0.1)
+    assert numbers["volume_difference_relative"] == pytest.approx(1 / 3)
+
+
+def test_what_an_empty_mask_has():
+    empty, full = np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool)
+    shown = ("precision", "recall", "nsd", "assd_mm", "volume_difference_relative", "lesion_f1")
+    for masks, expected in (
+        ((empty, empty), (None, None, None, None, None, None)),
+        ((empty, full), (None, 0, 0, None, -1, 0)),
+        ((full, empty), (0, None, 0, None, None, 0)),
+    ):
+        numbers = mask_metrics(*masks, SPACING)
+        assert tuple(numbers[name] for name in shown) == expected
+
+
+def test_every_row_has_every_metric_and_nothing_is_nested():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (6, 6, 6))
+    numbers = case_metrics(labels, np.roll(labels, 1, 0), FOUR, ["one"], SPACING)
+    assert all(tuple(of_class) == metrics.METRICS for of_class in numbers.values())
+    assert all(isinstance(value, int | float | None) for value in numbers["1"].values())
+
+
+def test_the_tolerance_may_differ_by_class():
+    reference = np.zeros((8, 12, 12), np.int16)
+    reference[1:6, 2:6, 2:6], reference[1:6, 7:11, 7:11] = 1, 2
+    predicted = np.roll(reference, 1, 0)
+    by_class = SETTINGS.model_copy(update={"nsd_tolerance_mm": {"one": 3.0, "two": 0.5, "three": 1.0}})
+    numbers = metrics.case_metrics(predicted, reference, FOUR, None, SPACING, by_class)
+    assert numbers["1"]["nsd"] == 1
+    assert numbers["2"]["nsd"] < 1
+    missing = SETTINGS.model_copy(update={"nsd_tolerance_mm": {"one": 3.0}})
+    with pytest.raises(SegpipeError, match=r"nsd_tolerance_mm\n.*one\n.*one, two, three"):
+        metrics.case_metrics(predicted, reference, FOUR, None, SPACING, missing)
