@@ -21,6 +21,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 HEAP_RESERVE_BYTES = 256 * 2**20
 # of a job's memory, by the controller in /proc/self/cgroup ("" in version 2): folder, limit, what counts as taken
 LIMITS = {"": ("", "memory.max", "anon"), "memory": ("memory", "memory.limit_in_bytes", "total_rss")}
+BUFFER_BYTES = 2**31
 MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to be asked for infinity
 
 
@@ -110,10 +111,10 @@ def precision(wanted: str, device: torch.device) -> torch.dtype:
         raise SegpipeError(
             problem(
                 "fp16 needs CUDA",
-                where="params.yaml: train.precision",
+                where="params.yaml: train.precision, validate.precision",
                 found=f"fp16 on {device}",
                 expected="auto, bf16 or off",
-                cure="set train.precision: auto",
+                cure="set it to auto",
             )
         )
     fast = _computes_bf16(device) if wanted == "auto" else wanted == "bf16"
@@ -133,6 +134,14 @@ def _computes_bf16(device: torch.device) -> bool:
 def free_bytes(device: torch.device) -> int:
     """Free memory of a CUDA device; what other processes hold is not free."""
     return torch.cuda.mem_get_info(device)[0]
+
+
+def buffer_bytes(device: torch.device) -> int:
+    """What the logits of a case may take while it is predicted, on the device that holds them.
+
+    On the CPU so little that a case of any number of classes leaves room for others.
+    """
+    return free_bytes(device) // 2 if device.type == "cuda" else min(BUFFER_BYTES, available_bytes() // 8)
 
 
 def available_bytes() -> int:

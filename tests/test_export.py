@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from predicted import on_file_grid
 from skimage.transform import resize
 from tiny import DATA, labels_of, wave
 
@@ -31,7 +33,7 @@ def logits_of(grid, n_classes=3):
 @pytest.mark.parametrize("name", EXPORTS)
 def test_probabilities_and_segmentation_are_nnunets(name):
     grid = grid_of(*EXPORTS[name])
-    probabilities = export.to_file_grid(logits_of(grid), grid, THREE)
+    probabilities = on_file_grid(logits_of(grid), grid, THREE)
     expected = ORACLE[f"export_{name}_probabilities"]
     assert probabilities.shape == expected.shape == (3, *EXPORTS[name][0])
     assert np.allclose(probabilities, expected, atol=2e-6)
@@ -44,7 +46,7 @@ def test_against_skimage_where_all_axes_are_alike():
     inside = [resize(one.astype(float), grid.cropped_shape, 1, mode="edge", anti_aliasing=False) for one in logits]
     powers = np.exp(np.stack(inside))
     crop = tuple(slice(*side) for side in grid.crop)
-    assert np.allclose(export.to_file_grid(logits, grid, THREE)[:, *crop], powers / powers.sum(0), atol=1e-5)
+    assert np.allclose(on_file_grid(logits, grid, THREE)[:, *crop], powers / powers.sum(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -52,7 +54,7 @@ def test_constant_logits_fill_the_crop_and_nothing_else(name):
     grid = grid_of(*EXPORTS[name])
     logits = np.zeros_like(logits_of(grid))
     logits[2] = 9
-    result = export.segmentation(export.to_file_grid(logits, grid, THREE), THREE)
+    result = export.segmentation(on_file_grid(logits, grid, THREE), THREE)
     expected = np.zeros(grid.shape, int)
     expected[tuple(slice(*side) for side in grid.crop)] = 2
     assert np.array_equal(result, expected.transpose(grid.transpose_backward))
@@ -61,7 +63,7 @@ def test_constant_logits_fill_the_crop_and_nothing_else(name):
 
 def test_outside_the_crop_the_background_is_certain():
     grid = grid_of(*EXPORTS["turned"])
-    probabilities = export.to_file_grid(logits_of(grid), grid, THREE)
+    probabilities = on_file_grid(logits_of(grid), grid, THREE)
     outside = np.ones(grid.shape, bool)
     outside[tuple(slice(*side) for side in grid.crop)] = False
     outside = outside.transpose(grid.transpose_backward)
@@ -78,18 +80,20 @@ def test_every_voxel_returns_to_its_place(forward):
     logits = 20 * (turned == np.arange(3).reshape(-1, 1, 1, 1)).astype(np.float32)
     backward = tuple(int(axis) for axis in np.argsort(forward))
     grid = Grid(turned.shape, tuple((0, n) for n in turned.shape), (1.0,) * 3, (1.0,) * 3, backward)
-    assert np.array_equal(export.segmentation(export.to_file_grid(logits, grid, THREE), THREE), file_label)
+    assert np.array_equal(export.segmentation(on_file_grid(logits, grid, THREE), THREE), file_label)
 
 
 def test_softmax_of_huge_logits_is_finite():
     logits = np.array([1e4, -1e4, 1e4, 0], np.float32).reshape(4, 1, 1, 1)
-    assert export.softmax(logits).ravel() == pytest.approx([0.5, 0, 0.5, 0])
+    assert export.activated(torch.from_numpy(logits), labels_of({"a": 0, "b": 1, "c": 2, "d": 3})).ravel().tolist() == (
+        pytest.approx([0.5, 0, 0.5, 0])
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_saved_softmax_is_what_numpy_and_nnunet_read(tmp_path, dtype):
     grid = grid_of(*EXPORTS["coarse"])
-    probabilities = export.to_file_grid(logits_of(grid), grid, THREE)
+    probabilities = on_file_grid(logits_of(grid), grid, THREE)
     path = tmp_path / "softmax/case.npz"
     softmax_file.save(path, probabilities, dtype)
     with np.load(path, allow_pickle=False) as content:
@@ -138,8 +142,8 @@ def test_of_regions_the_last_one_painted_wins_and_one_half_is_not_enough():
 def test_probabilities_of_regions_are_sigmoids_and_zero_outside_the_crop(name):
     grid = grid_of(*EXPORTS[name])
     logits = logits_of(grid)
-    probabilities = export.to_file_grid(logits, grid, REGIONS)
-    plain = export.to_file_grid(logits, grid, THREE)
+    probabilities = on_file_grid(logits, grid, REGIONS)
+    plain = on_file_grid(logits, grid, THREE)
     assert probabilities.dtype == np.float32
     outside = plain[0] == 1
     crop = tuple(slice(*side) for side in grid.crop)
@@ -152,9 +156,9 @@ def test_probabilities_of_regions_are_sigmoids_and_zero_outside_the_crop(name):
     back = np.log(probabilities[:, inside].astype(float) / (1 - probabilities[:, inside].astype(float)))
     powers = np.exp(back - back.max(0))
     assert np.allclose(powers / powers.sum(0), plain[:, inside], atol=1e-4)
-    one = export.to_file_grid(np.full_like(logits, 1.5), grid, REGIONS)[:, inside]
+    one = on_file_grid(np.full_like(logits, 1.5), grid, REGIONS)[:, inside]
     assert np.allclose(one, 1 / (1 + np.exp(-1.5)), atol=1e-6)
 
 
 def test_sigmoid_of_huge_logits_is_finite():
-    assert export.sigmoid(np.array([1e4, -1e4, 0], np.float32)).tolist() == [1, 0, 0.5]
+    assert export.activated(torch.tensor([1e4, -1e4, 0]), REGIONS).tolist() == [1, 0, 0.5]

@@ -98,8 +98,7 @@ def test_a_class_without_dice_is_left_out_of_the_mean(prepared, monkeypatch):
     background, liver, half, kidneys = (np.zeros(shape, np.int16) for _ in range(4))
     liver[:2], half[:1], kidneys[:2], kidneys[2:] = 1, 1, 1, 2
     predicted, reference = [liver, background, half], [liver, liver, kidneys]
-    one_hot = [np.stack([label == value for value in range(4)]).astype(np.float32) for label in predicted]
-    monkeypatch.setattr(predict, "probabilities", lambda *_: one_hot.pop(0))
+    monkeypatch.setattr(predict, "segment", lambda *_: predicted.pop(0))
     monkeypatch.setattr(type(prepared.cases), "read_label", lambda *_: reference.pop(0))
     scores = scorer(prepared)(nn.Conv3d(1, 1, 1))
     assert scores == {
@@ -160,8 +159,8 @@ def interrupting(after):
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_the_caller_is_asked_before_each_case(prepared, able, monkeypatch, after):
-    predicted, original = [], predict.probabilities
-    monkeypatch.setattr(predict, "probabilities", lambda *rest: predicted.append(1) or original(*rest))
+    predicted, original = [], predict.run
+    monkeypatch.setattr(predict, "run", lambda *rest: predicted.append(1) or original(*rest))
     with pytest.raises(KeyboardInterrupt):
         scorer(prepared, on_case=interrupting(after))(network_of(able))
     assert len(predicted) == after

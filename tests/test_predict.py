@@ -5,13 +5,15 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from predicted import on_file_grid, whole_logits
 from tiny import FOUR, params, planned
 
 from segpipe import digest
 from segpipe.data import image
+from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
-from segpipe.inference import export, predict, predict_cases
-from segpipe.inference.window import predict_logits
+from segpipe.inference import predict
+from segpipe.inference.predict_dataset import predict_dataset
 from segpipe.prepare.preprocess import preprocess
 from segpipe.training import checkpoint
 from segpipe.training.network import PlainConvUNet, build
@@ -63,8 +65,8 @@ def test_folds_of_different_trainings_are_refused(trained, tmp_path):
 )
 def test_mirror_axes_are_those_of_the_training(patch, trained_axes, axes):
     model = predict.Model([], FOUR, planned(patch), trained_axes, CPU, torch.float32)
-    assert model.mirror_axes(True) == axes
-    assert model.mirror_axes(False) == []
+    assert model.mirror_axes(True) == tuple(axes)
+    assert model.mirror_axes(False) == ()
 
 
 @pytest.mark.parametrize(("trained_with", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16)])
@@ -136,7 +138,7 @@ def logits_of(paths, prepared_case, settings, mirror):
         network.load_state_dict(one["network"])
         networks.append(network)
     array = torch.from_numpy(prepared_case.image)
-    return predict_logits(networks, array, plan["patch_size"], mirror, settings.step_size, torch.float32).numpy()
+    return whole_logits(networks, array, plan["patch_size"], mirror, settings.step_size, torch.float32).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def flat(prepared, trained, tmp_path_factory):
 def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared, trained, flat, tmp_path):
     cases, settings = prepared.cases, params(validate__mirroring=True)
     paths = [*models_of(trained), flat]
-    predict_cases.predict_dataset(cases, paths, ["3d_fullres", "2d"], tmp_path / "predictions", settings)
+    predict_dataset(cases, paths, ["3d_fullres", "2d"], tmp_path / "predictions", settings)
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
         f"{case}.nii.gz" for case in cases.test
     ]
@@ -167,9 +169,7 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
         for group, mirror in ((models_of(trained), (0, 1, 2)), ([flat], (0, 1))):
             model = predict.load(group, CPU, "raw")
             one = preprocess(volume.array, None, volume.spacing_mm, model.content["plan"], model.planned)
-            total = total + export.to_file_grid(
-                logits_of(group, one, settings.validate_, mirror), one.grid, cases.labels
-            )
+            total = total + on_file_grid(logits_of(group, one, settings.validate_, mirror), one.grid, cases.labels)
         top = np.sort(total, 0)
         clear = top[-1] - top[-2] > 1e-4
         result = image.read_label(tmp_path / f"predictions/{case}.nii.gz").array[0]
@@ -179,18 +179,18 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
 
 def interrupted_prediction(prepared, models, out, monkeypatch):
     """Predict the first of two cases, then stop; returns the list of what is predicted from now on."""
-    predicted, original = [], predict.probabilities
+    predicted, original = [], predict.run
 
-    def counting(model, one, settings):
+    def counting(model, one, *rest, **named):
         if stop and predicted:
             raise KeyboardInterrupt
         predicted.append(one.grid.shape)
-        return original(model, one, settings)
+        return original(model, one, *rest, **named)
 
-    monkeypatch.setattr(predict, "probabilities", counting)
+    monkeypatch.setattr(predict, "run", counting)
     stop = True
     with pytest.raises(KeyboardInterrupt):
-        predict_cases.predict_dataset(prepared.cases, models, ["3d_fullres"], out, params())
+        predict_dataset(prepared.cases, models, ["3d_fullres"], out, params())
     assert not out.exists()
     stop = False
     predicted.clear()
@@ -200,11 +200,9 @@ def interrupted_prediction(prepared, models, out, monkeypatch):
 def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, tmp_path, monkeypatch):
     out = tmp_path / "out/predictions"
     predicted = interrupted_prediction(prepared, models_of(trained), out, monkeypatch)
-    predict_cases.predict_dataset(prepared.cases, models_of(trained), ["3d_fullres"], out, params())
+    predict_dataset(prepared.cases, models_of(trained), ["3d_fullres"], out, params())
     assert len(predicted) == 1
-    predict_cases.predict_dataset(
-        prepared.cases, models_of(trained), ["3d_fullres"], tmp_path / "whole/predictions", params()
-    )
+    predict_dataset(prepared.cases, models_of(trained), ["3d_fullres"], tmp_path / "whole/predictions", params())
     files = [
         {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, tmp_path / "whole/predictions")
     ]
@@ -219,7 +217,7 @@ def test_cases_done_with_other_models_or_in_another_way_are_not_taken_over(
     out = tmp_path / "out/predictions"
     predicted = interrupted_prediction(prepared, models_of(trained), out, monkeypatch)
     models = models_of(trained) if changes else models_of(trained)[:1]
-    predict_cases.predict_dataset(prepared.cases, models, ["3d_fullres"], out, params(**changes))
+    predict_dataset(prepared.cases, models, ["3d_fullres"], out, params(**changes))
     assert len(predicted) == 2
     assert not list((tmp_path / "out/state/predictions").glob("*/"))  # nothing unfinished is left behind
 
@@ -230,10 +228,10 @@ def test_averaged_weights_predict_where_the_settings_say_so(prepared, trained, t
     averaged = params(validate__weights="averaged", train__ema={"decay": 0.9, "ramp_steps": 0})
     out = tmp_path / "out/predictions"
     predicted = interrupted_prediction(prepared, both[:1], out, monkeypatch)
-    predict_cases.predict_dataset(prepared.cases, both[:1], ["3d_fullres"], out, averaged)
+    predict_dataset(prepared.cases, both[:1], ["3d_fullres"], out, averaged)
     assert len(predicted) == 2
     for name, models in (("raw", both[:1]), ("expected", models_of(trained)[1:])):
-        predict_cases.predict_dataset(prepared.cases, models, ["3d_fullres"], tmp_path / name / "predictions", params())
+        predict_dataset(prepared.cases, models, ["3d_fullres"], tmp_path / name / "predictions", params())
     files = {name: files_of(tmp_path / name / "predictions") for name in ("out", "raw", "expected")}
     assert files["out"] == files["expected"] != files["raw"]
 
@@ -251,10 +249,10 @@ def test_an_image_that_changed_is_predicted_again(prepared, trained, tmp_path, m
     )
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(digest, "new_folder", interrupted)
-        predict_cases.predict_dataset(cases, models_of(trained), ["3d_fullres"], out, params())
+        predict_dataset(cases, models_of(trained), ["3d_fullres"], out, params())
     first = cases.test[0]
     monkeypatch.setattr(type(cases), "identity", lambda self, case: "new" if case == first else IDENTITY(self, case))
-    predict_cases.predict_dataset(cases, models_of(trained), ["3d_fullres"], out, params())
+    predict_dataset(cases, models_of(trained), ["3d_fullres"], out, params())
     assert predicted == [f"{case}.nii.gz" for case in [*cases.test, first]]
 
 
@@ -262,4 +260,4 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
-IDENTITY = predict_cases.Cases.identity
+IDENTITY = Cases.identity

@@ -10,11 +10,12 @@ from interop import IMAGES, imported, segpipe
 from segpipe.data import image
 from segpipe.errors import SegpipeError
 from segpipe.inference import images, models, predict
-from segpipe.inference.predict_cases import Chosen, predict_folder
+from segpipe.inference.predict_cases import Job, Written, run
+from segpipe.inference.presets import Way
 from segpipe.training import checkpoint
 
 CASE = "case_004"
-FAST = Chosen(step_size=1.0, mirroring=False)
+FAST = Way(step_size=1.0, mirroring=False, precision="trained")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,12 @@ def loaded(model, **asked):
     return models.load(paths, asked.get("configurations") or models.counted(found), torch.device("cpu"), "raw")
 
 
+def predict_folder(ensemble, folder, out, written=None):
+    run(Job(ensemble, images.at([folder], ensemble.content), FAST, written or Written(), out))
+
+
 def probabilities(ensemble, out):
-    predict_folder(ensemble, IMAGES, out, FAST, True)
+    predict_folder(ensemble, IMAGES, out, Written("npz", "float32"))
     return np.load(out / f"{CASE}.npz")["probabilities"]
 
 
@@ -130,7 +135,7 @@ def test_cases_are_grouped_by_their_channel_numbers(folder, content):
     shutil.copy(folder / f"{CASE}_0000.nii.gz", folder / "other_case.nii.gz")
     shutil.copy(folder / f"{CASE}_0000.nii.gz", folder / f".{CASE}_0003.nii.gz")
     (folder / "notes.txt").write_text("none")
-    cases = images.in_folder(folder, content)
+    cases = images.at([folder], content)
     assert cases.test == [CASE, "other_case"]
     assert list(cases.entry(CASE)["images"]) == [f"{CASE}_0000.nii.gz", f"{CASE}_0001.nii.gz"]
     assert cases.read_image(CASE).array.shape[0] == 2
@@ -142,8 +147,8 @@ def test_all_bad_cases_are_named_and_the_others_predicted(folder, flat, tmp_path
     shutil.copy(first, folder / "broken_0000.nii.gz")
     (folder / "broken_0001.nii.gz").write_bytes(second.read_bytes()[:2000])
     with pytest.raises(SegpipeError, match=r"(?s)2 problems.*alone.*found:    1.*CT, MRI.*broken_0001\.nii\.gz"):
-        predict_folder(loaded(flat), folder, tmp_path / "out", FAST, False)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{CASE}.nii.gz"]
+        predict_folder(loaded(flat), folder, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == [f"{CASE}.nii.gz"]
 
 
 def test_channels_of_different_shapes_are_refused(folder, content):
@@ -153,7 +158,7 @@ def test_channels_of_different_shapes_are_refused(folder, content):
     nifti = nibabel.load(path)
     nibabel.save(nifti.slicer[:, :, :10], path)
     with pytest.raises(SegpipeError, match=r"(?s)channels of different shapes.*_0001\.nii\.gz \(10, "):
-        images.in_folder(folder, content).read_image(CASE)
+        images.at([folder], content).read_image(CASE)
 
 
 def test_images_of_another_format_are_taken_where_there_is_one(folder, content):
@@ -161,25 +166,25 @@ def test_images_of_another_format_are_taken_where_there_is_one(folder, content):
 
     for path in list(folder.iterdir()):
         nibabel.save(nibabel.load(path), folder / path.name.removesuffix(".gz"))
-    assert next(iter(images.in_folder(folder, content).entry(CASE)["images"])).endswith(".nii.gz")
+    assert next(iter(images.at([folder], content).entry(CASE)["images"])).endswith(".nii.gz")
     for path in folder.glob("*.gz"):
         path.unlink()
-    assert next(iter(images.in_folder(folder, content).entry(CASE)["images"])).endswith("_0000.nii")
+    assert next(iter(images.at([folder], content).entry(CASE)["images"])).endswith("_0000.nii")
     (folder / "picture_0000.png").write_bytes(b"")
     with pytest.raises(SegpipeError, match=r"(?s)images of several formats.*\.nii, \.png"):
-        images.in_folder(folder, content)
+        images.at([folder], content)
 
 
 def test_a_folder_without_images_is_refused(tmp_path, content):
     with pytest.raises(SegpipeError, match=r"(?s)no images.*nothing.*CASE_0000\.nii\.gz"):
-        images.in_folder(tmp_path, content)
+        images.at([tmp_path], content)
 
 
 def test_a_segmentation_lies_where_its_image_does(flat, tmp_path):
     segpipe(
         "predict", "--model", flat, "-i", IMAGES, "-o", tmp_path, "--folds", "1", "--device", "cpu", "--step-size", 1
     )
-    assert [path.name for path in tmp_path.iterdir()] == [f"{CASE}.nii.gz"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == [f"{CASE}.nii.gz"]
     written, source = image.read_label(tmp_path / f"{CASE}.nii.gz"), image.read_image(IMAGES / f"{CASE}_0000.nii.gz")
     assert written.shape == source.shape
     assert np.allclose(written.affine, source.affine)

@@ -8,14 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from predicted import on_file_grid, whole_logits
 from tiny import params, prepare
 
 from segpipe import digest
 from segpipe.data import image, splits
 from segpipe.errors import SegpipeError
 from segpipe.evaluation.metrics import case_metrics
-from segpipe.inference import export, predict, softmax_file, validation
-from segpipe.inference.window import predict_logits
+from segpipe.inference import predict, softmax_file, validation
 from segpipe.params import section
 from segpipe.training import checkpoint, job
 from segpipe.training.network import PlainConvUNet
@@ -50,15 +50,15 @@ def val_cases(prepared):
 
 def count_predictions(monkeypatch, stop_at=None):
     """The shapes of predicted cases; the n-th prediction is interrupted."""
-    predicted, original = [], predict.probabilities
+    predicted, original = [], predict.run
 
-    def counting(model, prepared, settings):
+    def counting(model, prepared, *rest, **named):
         if len(predicted) == stop_at:
             raise KeyboardInterrupt
         predicted.append(prepared.grid.shape)
-        return original(model, prepared, settings)
+        return original(model, prepared, *rest, **named)
 
-    monkeypatch.setattr(predict, "probabilities", counting)
+    monkeypatch.setattr(predict, "run", counting)
     return predicted
 
 
@@ -80,8 +80,8 @@ def test_every_validation_case_is_predicted_by_the_checkpoint(prepared, trained,
         assert sorted(path.name for path in (validated / folder).iterdir()) == [f"{case}{ending}" for case in cases]
     for case in cases:
         stored = prepared.store.read(case)
-        logits = predict_logits([network], torch.from_numpy(stored.image), [16] * 3, (), 1.0, torch.float32)
-        expected = export.to_file_grid(logits.numpy(), stored.grid, prepared.cases.labels)
+        logits = whole_logits([network], torch.from_numpy(stored.image), [16] * 3, (), 1.0, torch.float32)
+        expected = on_file_grid(logits.numpy(), stored.grid, prepared.cases.labels)
         assert np.allclose(softmax_file.load(validated / f"softmax/{case}.npz"), expected, atol=1e-3)
         segmentation = image.read_label(validated / f"segmentations/{case}.nii.gz")
         assert np.array_equal(segmentation.array[0], expected.argmax(0))
@@ -337,8 +337,8 @@ def interrupting(write, name):
 def test_a_missing_case_is_an_error_and_no_smaller_mean(prepared, trained, monkeypatch, part):
     missing, write = val_cases(prepared)[1], validation._Validation.write
 
-    def forgetful(self, case, probabilities):
-        write(self, case, probabilities)
+    def forgetful(self, case, *predicted):
+        write(self, case, *predicted)
         if case == missing:
             self.paths(case)[["segmentations", "softmax", "metrics"].index(part)].unlink()
 

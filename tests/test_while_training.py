@@ -15,7 +15,8 @@ from tiny import params
 from segpipe import digest
 from segpipe.data import splits
 from segpipe.errors import SegpipeError
-from segpipe.inference import predict, predict_cases, validation, while_training
+from segpipe.inference import predict, validation, while_training
+from segpipe.inference.predict_dataset import predict_dataset
 from segpipe.params import section
 from segpipe.training import checkpoint
 from segpipe.training.identity import identify
@@ -89,7 +90,7 @@ def test_images_are_predicted_with_the_present_checkpoint(prepared, trained, sta
     while_training.predict("3d_fullres", "0", which, params())
     assert visible(RESULTS) == [f"predictions_{FOLDERS[which]}", "state"]
     published = trained / "fold_0" / {"latest": "checkpoint_final.pth", "best": "checkpoint_best.pth"}[which]
-    predict_cases.predict_dataset(prepared.cases, [published], ["3d_fullres"], Path("expected/predictions"), params())
+    predict_dataset(prepared.cases, [published], ["3d_fullres"], Path("expected/predictions"), params())
     predicted = files_of(RESULTS / f"predictions_{FOLDERS[which]}")
     assert predicted == files_of(Path("expected/predictions"))
     assert len(predicted) == 2
@@ -124,7 +125,7 @@ def test_a_later_call_takes_the_checkpoint_of_then(state):
 
 def test_cases_of_an_epoch_that_is_over_are_neither_used_nor_kept(state, monkeypatch):
     """The training goes on while a validation is killed."""
-    predicted, original = [], predict.probabilities
+    predicted, original = [], predict.run
 
     def counting(*arguments):
         if len(predicted) == 2:
@@ -133,12 +134,12 @@ def test_cases_of_an_epoch_that_is_over_are_neither_used_nor_kept(state, monkeyp
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "probabilities", counting)
+        patch.setattr(predict, "run", counting)
         validate()
     assert not (RESULTS / "validation_latest").exists()
     digest.copy(state / "best.pth", state / "latest.pth")
     predicted.clear()
-    monkeypatch.setattr(predict, "probabilities", lambda *rest: predicted.append(1) or original(*rest))
+    monkeypatch.setattr(predict, "run", lambda *rest, **named: predicted.append(1) or original(*rest, **named))
     validate()
     assert len(predicted) == 3
     assert visible(RESULTS / "state/validation_latest") == [".lock"]
@@ -146,19 +147,19 @@ def test_cases_of_an_epoch_that_is_over_are_neither_used_nor_kept(state, monkeyp
 
 @pytest.mark.usefixtures("state")
 def test_a_killed_prediction_goes_on_whatever_else_is_predicted(monkeypatch):
-    predicted, original = [], predict.probabilities
+    predicted, original = [], predict.run
 
-    def counting(*arguments):
+    def counting(*arguments, **named):
         if predicted:
             raise KeyboardInterrupt
         predicted.append(1)
-        return original(*arguments)
+        return original(*arguments, **named)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "probabilities", counting)
+        patch.setattr(predict, "run", counting)
         while_training.predict("3d_fullres", "0", "latest", params())
     while_training.predict("3d_fullres", "0", "best", params())
-    monkeypatch.setattr(predict, "probabilities", lambda *rest: predicted.append(1) or original(*rest))
+    monkeypatch.setattr(predict, "run", lambda *rest, **named: predicted.append(1) or original(*rest, **named))
     while_training.predict("3d_fullres", "0", "latest", params())
     assert len(predicted) == 2
 

@@ -5,11 +5,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from predicted import whole_logits
 from tiny import DATA, params, planned, wave
 from torch import nn
 
 from segpipe.inference import window
-from segpipe.inference.window import importance, mirrorings, predict_logits, tile_starts
+from segpipe.inference.window import importance, mirrorings, tile_starts
 from segpipe.training.network import build
 
 ORACLE = np.load(DATA / "core_oracle.npz")
@@ -35,7 +36,7 @@ class Weighted(nn.Module):
 
 
 def predict(networks, image, patch, mirror=(), step=0.5, dtype=torch.float32):
-    return predict_logits(networks, image, patch, mirror, step, dtype)
+    return whole_logits(networks, image, patch, mirror, step, dtype)
 
 
 # ---- tiles and weights -----------------------------------------------------------------------------------------------

@@ -49,7 +49,14 @@ def import_bids(parser: argparse.ArgumentParser) -> None:
 def predict(parser: argparse.ArgumentParser) -> None:
     """`segpipe predict --model MODEL -i IMAGES -o FOLDER`."""
     parser.add_argument("--model", type=Path, required=True, help="results/ of a pipeline, or an imported model")
-    parser.add_argument("-i", "--images", type=Path, required=True, help="folder with CASE_0000.nii.gz ...")
+    parser.add_argument(
+        "-i",
+        "--images",
+        type=Path,
+        required=True,
+        nargs="+",
+        help="folder with CASE_0000.nii.gz ..., one or several files, or the folder of a DICOM series",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
     parser.add_argument(
         "--configurations",
@@ -59,12 +66,65 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=comma_separated, help="0,1: logits averaged; default: all")
     _add_checkpoint(parser)
     _add_weights(parser)
-    parser.add_argument("--probabilities", action="store_true", help="write CASE.npz with the probabilities as well")
-    parser.add_argument("--no-mirroring", action="store_true", help="no mean over mirrored versions: faster")
-    parser.add_argument(
-        "--step-size", type=_share, default=0.5, help="of the sliding window, as a share of the patch; default: 0.5"
+    _add_way(parser)
+    written = parser.add_argument_group("what is written beside the segmentations")
+    written.add_argument(
+        "--probabilities",
+        nargs="?",
+        const="npz",
+        default="none",
+        choices=("npz", "nifti"),
+        help="npz (CASE.npz, the default kind) or nifti (CASE_probabilities.nii.gz)",
+    )
+    written.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of CASE.npz")
+    written.add_argument(
+        "--uncertainty", action="store_true", help="CASE_uncertainty.nii.gz: how much folds and configurations disagree"
     )
     parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps")
+
+
+def _add_way(parser: argparse.ArgumentParser) -> None:
+    """How the window slides; without a word what the preset says."""
+    way = parser.add_argument_group("accuracy and speed")
+    way.add_argument(
+        "--preset",
+        choices=("accurate", "fast"),
+        default="accurate",
+        help="accurate: as nnU-Net; fast: fewer tiles, no mirroring, bf16 (docs/benchmarks.md says what it costs)",
+    )
+    way.add_argument("--step-size", type=_share, help="of the sliding window, as a share of the patch; accurate: 0.5")
+    mirroring = way.add_mutually_exclusive_group()
+    mirroring.add_argument(
+        "--no-mirroring", dest="mirroring", action="store_false", default=None, help="no mean over mirrored versions"
+    )
+    mirroring.add_argument(
+        "--mirror-axes",
+        dest="mirroring",
+        type=_axes,
+        help="0,1,2 for Z, Y, X of the plan, of those mirrored in training; accurate: all of these",
+    )
+    way.add_argument(
+        "--precision",
+        choices=("trained", "auto", "bf16", "fp16", "off"),
+        help="of the convolutions; accurate: trained, as the model was",
+    )
+
+
+def ensemble(parser: argparse.ArgumentParser) -> None:
+    """`segpipe ensemble FOLDER FOLDER ... -o OUT`."""
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="CASE.npz beside CASE.nii.gz, or a validation"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations of the mean")
+    parser.add_argument("--weights", type=_numbers, help="1,2: one for each folder; default: all the same")
+    parser.add_argument("--probabilities", action="store_true", help="write CASE.npz with the mean as well")
+
+
+def postprocess(parser: argparse.ArgumentParser) -> None:
+    """`segpipe postprocess FOLDER --rules postprocessing.json -o OUT`."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="with segmentations")
+    parser.add_argument("--rules", type=Path, required=True, help="results/crossval/postprocessing.json")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for what they become")
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +188,17 @@ def comma_separated(text: str) -> list[str]:
     if not parts:
         raise argparse.ArgumentTypeError("at least one")
     return parts
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in comma_separated(text)]
+
+
+def _axes(text: str) -> list[int]:
+    axes = [int(part) for part in comma_separated(text)]
+    if not set(axes) <= {0, 1, 2}:
+        raise argparse.ArgumentTypeError("of 0, 1, 2")
+    return axes
 
 
 def _share(text: str) -> float:

@@ -56,11 +56,24 @@ def _wrong_values(given: dict[str, Any], params: Params) -> Iterator[tuple[str, 
         yield "on-extend", given["on_extend"], params.train.on_extend
     if given.get("of") not in (None, params.predict.models):
         yield "of", given["of"], params.predict.models
+    yield from _wrong_learnt(given, params)
     prepared = f"data/preprocessed/{params.dataset_name}/"
     for name in ("cases", "plan", "splits", "manifest", "fingerprint"):
         path = given.get(name)
         if path and not path.startswith(prepared):
             yield name, path, f"a file in {prepared}"
+
+
+def _wrong_learnt(given: dict[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
+    """What a prediction is given of the cross-validation's results, and what it should be given."""
+    asked = {
+        "choice": params.predict.models == "best",
+        "rules": params.predict.postprocess,
+        "calibration": params.predict.calibrated,
+    }
+    for name, wanted in asked.items():
+        if name in given and wanted != (given[name] is not None):
+            yield name, given[name] or "nothing", "a file" if wanted else "nothing"
 
 
 def _wrong_lists(given: dict[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:

@@ -117,3 +117,7 @@ class Cases:
     def write_segmentation(self, path: Path, segmentation: NDArray[np.integer], case: str) -> None:
         """Write a (Z, Y, X) map of the training's values as the files have them, on the grid of the case's image."""
         image.write_label_like(path, self.labels.to_files(segmentation), self.image_path(case), self.orientation)
+
+    def write_values(self, path: Path, values: NDArray[np.floating], case: str) -> None:
+        """Write (C, Z, Y, X) numbers as NIfTI (.nii.gz), on the grid of the case's image."""
+        image.write_values_like(path, values, self.image_path(case), self.orientation)

@@ -7,6 +7,7 @@ import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,11 +131,7 @@ def write_label_like(path: Path, label: NDArray[np.integer], reference: Path, or
     orientation : that of `label`; the file lies as the reference does
     """
     grid: Grid = module_of(reference).grid(reference)
-    if orientation == "RAS" and not grid.is_2d:
-        from nibabel import orientations  # noqa: PLC0415  # as in `turned`
-
-        back = orientations.ornt_transform(RAS, orientations.io_orientation(grid.affine))
-        label = orientations.apply_orientation(label.T, back).T
+    label = _as_stored(label[None], grid, orientation)[0]
     label = np.ascontiguousarray(label, np.uint8 if label.max(initial=0) < 256 else np.uint16)
     module = module_of(path)
     # what belongs to the file comes first: whoever finds the file finds all
@@ -142,6 +139,31 @@ def write_label_like(path: Path, label: NDArray[np.integer], reference: Path, or
         digest.write_text(companion, text)
     with digest.new_file(path) as temporary:
         temporary.write_bytes(module.encode(path, label, grid))
+
+
+def write_values_like(
+    path: Path, values: NDArray[np.floating], reference: Path, orientation: str = "as-stored"
+) -> None:
+    """Write (C, Z, Y, X) numbers as NIfTI, float32, with the geometry of the image file `reference` of any format.
+
+    path : ends in .nii.gz; orientation : as in `write_label_like`
+    """
+    from segpipe.data.formats import nifti  # noqa: PLC0415  # as in `turned`
+
+    grid: Grid = module_of(reference).grid(reference)
+    with digest.new_file(path) as temporary:
+        nifti.write_values(temporary, _as_stored(values, grid, orientation), grid)
+
+
+def _as_stored(array: NDArray[Any], grid: Grid, orientation: str) -> NDArray[Any]:
+    """(C, Z, Y, X) with its axes as a file has them: a view."""
+    if orientation != "RAS" or grid.is_2d:
+        return array
+    from nibabel import orientations  # noqa: PLC0415  # as in `turned`
+
+    back = orientations.ornt_transform(RAS, orientations.io_orientation(grid.affine))
+    turned: NDArray[Any] = orientations.apply_orientation(array.T, back).T
+    return turned
 
 
 def label_ending(file_ending: str) -> str:
@@ -159,6 +181,12 @@ def axis_codes(volume: Volume) -> str:
     from nibabel.orientations import aff2axcodes  # noqa: PLC0415  # as in `turned`
 
     return "".join(code or "?" for code in aff2axcodes(volume.affine))
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds the slices of one DICOM series. Raises SegpipeError where the package for it is absent."""
+    found: bool = module_of(folder / "any.dcm").is_series(folder)
+    return found
 
 
 def companions(path: Path) -> list[Path]:

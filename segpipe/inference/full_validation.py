@@ -11,7 +11,7 @@ from torch import nn
 
 from segpipe.evaluation import summary
 from segpipe.evaluation.overlap import case_overlap
-from segpipe.inference import export, predict
+from segpipe.inference import predict
 from segpipe.inference.predict import Model
 from segpipe.params.train import FullValidation
 from segpipe.prepare.store import Store
@@ -44,7 +44,7 @@ def scorer(
             for case in cases:
                 on_case()
                 model = Model([network], labels, store.planned, mirror_axes, on, dtype)
-                predicted = export.segmentation(predict.probabilities(model, store.read(case), settings), labels)
+                predicted = predict.segment(model, store.read(case), settings)
                 reference, annotated = store.cases.read_label(case), store.cases.annotated(case)
                 overlap = case_overlap(predicted, reference, labels, annotated)
                 rows.append(summary.case_row(overlap, case, case))

@@ -4,7 +4,7 @@
 is from.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ class Ensemble:
 
     models : by configuration, each behind the stage before it
     counted : those whose probabilities are averaged; the others are only the stage before of one of them
+    weights : of each counted one in the mean; their sum is 1
     """
 
     models: dict[str, Model]
     counted: tuple[str, ...]
+    weights: dict[str, float]
 
     @property
     def content(self) -> dict[str, Any]:
@@ -103,21 +105,42 @@ def _missing(what: str, where: Path, found: str, expected: str, option: str) -> 
     return SegpipeError(problem(what, where=where, found=found, expected=expected, cure=f"correct {option}"))
 
 
-def load(paths: Sequence[Path], wanted: Collection[str], on: torch.device, weights: str) -> Ensemble:
+def needed(paths: Sequence[Path], wanted: Collection[str]) -> list[Path]:
+    """Of some checkpoints those of the wanted configurations and of the stages before them."""
+    contents = {path: checkpoint.peek(path) for path in paths}
+    names = {*wanted, *(_stage_before(path) for path, one in contents.items() if one["configuration"] in wanted)}
+    return [path for path, one in contents.items() if one["configuration"] in names]
+
+
+def load(
+    paths: Sequence[Path],
+    wanted: Collection[str],
+    on: torch.device,
+    weights: str,
+    precision: str = predict.TRAINED,
+    shares: Mapping[Any, float] | None = None,
+) -> Ensemble:
     """Load checkpoints of one or several configurations onto a device.
 
     wanted : the configurations whose probabilities are averaged
     weights : raw, or averaged for the running mean that train.ema keeps
+    precision : as validate.precision has it
+    shares : of the configurations in the mean, in any unit; None: equal
     Raises SegpipeError where members do not belong together or the stage before of one is missing.
     """
     groups: dict[str, list[Path]] = {}
     for path in paths:
         groups.setdefault(checkpoint.peek(path)["configuration"], []).append(path)
-    models = {name: predict.load(group, on, weights) for name, group in groups.items()}
+    models = {name: predict.load(group, on, weights, precision) for name, group in groups.items()}
     _require_stages(models)
     _require_one_dataset(models)
     ordered = sorted(models, key=lambda name: _depth(models, name))
-    return Ensemble({name: models[name] for name in ordered}, tuple(name for name in groups if name in wanted))
+    counted = tuple(name for name in groups if name in wanted)
+    parts = {name: shares[name] if shares else 1.0 for name in counted}
+    total = sum(parts.values())
+    return Ensemble(
+        {name: models[name] for name in ordered}, counted, {name: part / total for name, part in parts.items()}
+    )
 
 
 def _depth(models: dict[str, Model], name: str) -> int:

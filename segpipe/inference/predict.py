@@ -15,8 +15,8 @@ from torch import nn
 from segpipe import device, digest
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem
-from segpipe.inference import export
-from segpipe.inference.window import predict_logits
+from segpipe.inference.export import LabelMap, Sink, export
+from segpipe.inference.window import Seen, Tiles
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.preprocess import Prepared
 from segpipe.training import checkpoint
@@ -25,6 +25,7 @@ from segpipe.training.network import create, n_inputs
 log = getLogger(__name__)
 
 
+TRAINED = "trained"
 TENSORS = ("network", "averaged", "resume")  # what is large in a checkpoint
 
 
@@ -36,8 +37,8 @@ class Way(Protocol):
         """Of the sliding window, as a share of the patch."""
 
     @property
-    def mirroring(self) -> bool:
-        """Whether mirrored versions are averaged."""
+    def mirroring(self) -> bool | list[int]:
+        """Whether mirrored versions are averaged; or along which axes: 0, 1, 2 for Z, Y, X of the plan."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Model:
     mirrored : axes mirrored while training, as train.mirror_axes has them; None for all
     content : the first checkpoint's plain data; its plan and labels are those of all
     files : digest of each checkpoint file, of the bytes that its network was read from
+    weights : raw or averaged, which of those in the files
     """
 
     networks: Sequence[nn.Module]
@@ -57,18 +59,21 @@ class Model:
     dtype: torch.dtype
     content: dict[str, Any] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    weights: str = "raw"
 
-    def mirror_axes(self, wanted: bool) -> list[int]:
-        """The axes mirrored while training, counted in the patch itself, where mirroring is wanted."""
-        axes, n_axes = self.mirrored, len(self.planned.patch_size)
-        trained = [axis for axis in range(n_axes) if axes is None or axis + 3 - n_axes in axes]
-        return trained if wanted else []
+    def mirror_axes(self, wanted: bool | list[int]) -> tuple[int, ...]:
+        """The wanted axes that were mirrored while training, counted in the patch itself."""
+        chosen = range(3) if wanted is True else wanted or ()
+        trained = range(3) if self.mirrored is None else self.mirrored
+        flat = 3 - len(self.planned.patch_size)
+        return tuple(axis - flat for axis in range(flat, 3) if axis in chosen and axis in trained)
 
 
-def load(paths: Sequence[Path], on: torch.device, weights: str) -> Model:
+def load(paths: Sequence[Path], on: torch.device, weights: str, precision: str = TRAINED) -> Model:
     """Load the fold members of one configuration.
 
     weights : raw, or averaged for the running mean that train.ema keeps
+    precision : as validate.precision has it
     Raises SegpipeError where a file is absent or has no such weights, and where the members were trained with
     different settings.
     """
@@ -78,19 +83,24 @@ def load(paths: Sequence[Path], on: torch.device, weights: str) -> Model:
     first = contents[0]
     planned = Configuration(**first["plan"]["configurations"][first["configuration"]])
     networks = [_network(path, content, planned, weights) for path, content in zip(paths, contents, strict=True)]
-    trained_with = first["settings"]["precision"]
-    # what was trained with 11 bits is not predicted with the 8 of bf16
-    usable = "off" if trained_with == "fp16" and on.type != "cuda" else trained_with
     return Model(
         [network.to(on).eval() for network in networks],
         Labels.from_json(first["labels"]),
         planned,
         first["mirror_axes"],
         on,
-        device.precision(usable, on),
+        device.precision(_precision(first["settings"]["precision"], precision, on), on),
         {key: value for key, value in first.items() if key not in TENSORS},
         [identity for identity, _ in read],
+        weights,
     )
+
+
+def _precision(trained_with: str, wanted: str, on: torch.device) -> str:
+    """What was trained with the 11 bits of fp16 is not predicted with the 8 of bf16, unless that is asked for."""
+    if wanted != TRAINED:
+        return wanted
+    return "off" if trained_with == "fp16" and on.type != "cuda" else trained_with
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -145,17 +155,27 @@ def _network(path: Path, content: dict[str, Any], planned: Configuration, weight
     return network
 
 
-def probabilities(model: Model, prepared: Prepared, way: Way) -> NDArray[np.float32]:
-    """Probabilities of a preprocessed case on the grid of its file, (heads, Z, Y, X): mean of logits over the folds."""
-    logits = predict_logits(
-        model.networks,
-        torch.from_numpy(prepared.network_input(model.labels)).to(model.device),
-        model.planned.patch_size,
-        model.mirror_axes(way.mirroring),
-        way.step_size,
-        model.dtype,
-    )
-    return export.to_file_grid(logits.cpu().numpy(), prepared.grid, model.labels)
+def seen(model: Model, prepared: Prepared, way: Way, apart: bool = False) -> Seen:
+    """The logits of a preprocessed case: the mean of all folds, or those of each fold one behind the other."""
+    patch, axes = model.planned.patch_size, model.mirror_axes(way.mirroring)
+    flat = 3 - len(patch)
+    z, y, x = (*((1,) * flat), *patch)
+    n_heads = len(model.labels.heads)
+    tiles = Tiles(model.networks, n_heads, (z, y, x), flat > 0, axes, way.step_size, model.dtype, apart)
+    return Seen(tiles, torch.from_numpy(prepared.network_input(model.labels)).to(model.device))
+
+
+def segment(model: Model, prepared: Prepared, way: Way) -> NDArray[np.int16]:
+    """The label map of a preprocessed case on the grid of its file, (Z, Y, X)."""
+    label_map = LabelMap(prepared.grid, model.labels)
+    run(model, prepared, way, [label_map])
+    return label_map.array
+
+
+def run(model: Model, prepared: Prepared, way: Way, sinks: Sequence[Sink], apart: bool = False) -> None:
+    """Predict a preprocessed case for some sinks; apart : as `seen` has it."""
+    source = seen(model, prepared, way, apart)
+    export(source, prepared.grid, sinks, model.device, device.buffer_bytes(model.device))
 
 
 def tidy(state: Path) -> None:

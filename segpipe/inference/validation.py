@@ -19,7 +19,8 @@ from segpipe import device, digest
 from segpipe.data import image, splits
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
-from segpipe.inference import export, predict, softmax_file
+from segpipe.inference import export, predict, softmax_file, spill
+from segpipe.inference.export import LabelMap, Probabilities, Softmax
 from segpipe.inference.predict import Model
 from segpipe.params import Params, section
 from segpipe.prepare.store import Store
@@ -45,12 +46,20 @@ class _Validation:
     def is_done(self, case: str) -> bool:
         return all(path.exists() for path in self.paths(case))
 
-    def write(self, case: str, probabilities: NDArray[np.float32]) -> None:
+    def predict(self, model: Model, case: str) -> tuple[NDArray[np.int16], Probabilities]:
+        """Label map and softmax of a case."""
+        prepared, settings = self.store.read(case), self.params.validate_
+        shape = (len(model.labels.heads), *export.file_shape(prepared.grid))
+        softmax = spill.zeros(shape, settings.softmax_dtype, self.state)
+        sinks = LabelMap(prepared.grid, model.labels), Softmax(softmax, prepared.grid, model.labels)
+        predict.run(model, prepared, settings, sinks)
+        return sinks[0].array, softmax
+
+    def write(self, case: str, segmentation: NDArray[np.int16], softmax: Probabilities) -> None:
         """Save and score one predicted case."""
         cases = self.store.cases
         segmentation_path, softmax_path, metrics_path = self.paths(case)
-        segmentation = export.segmentation(probabilities, cases.labels)
-        softmax_file.save(softmax_path, probabilities, self.params.validate_.softmax_dtype)
+        softmax_file.save(softmax_path, softmax, self.params.validate_.softmax_dtype)
         cases.write_segmentation(segmentation_path, segmentation, case)
         of_case = cases.labels, cases.annotated(case), cases.entry(case)["spacing_mm"], self.params.evaluate
         digest.write_json(metrics_path, metrics.case_metrics(segmentation, cases.read_label(case), *of_case))
@@ -66,7 +75,9 @@ def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, 
     state = out.parent / "state" / out.name
     title = f"{out.name} of {store.configuration} fold {fold_name}"
     with digest.exclusive(state / ".lock", title) as report:
-        model = predict.load([model_path], device.start(params.runtime), params.validate_.weights)
+        model = predict.load(
+            [model_path], device.start(params.runtime), params.validate_.weights, params.validate_.precision
+        )
         identity = digest.of([*model.files, store.digest, fold["val"], how(params)])
         if _is_published(out, fold["val"], identity):
             return log.info("%s: done already, with the same weights, cases and settings", title)
@@ -115,8 +126,7 @@ def _predict(work: _Validation, model: Model, cases: list[str], done: Any) -> No
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as pool:
         for number, case in enumerate(cases):
-            probabilities = predict.probabilities(model, work.store.read(case), work.params.validate_)
-            waiting.append(pool.submit(work.write, case, probabilities))
+            waiting.append(pool.submit(work.write, case, *work.predict(model, case)))
             if len(waiting) > WRITERS:
                 waiting.popleft().result()
             done(number)

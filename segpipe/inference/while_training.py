@@ -11,7 +11,7 @@ from segpipe.data import splits
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference import validation
-from segpipe.inference.predict_cases import predict_dataset
+from segpipe.inference.predict_dataset import predict_dataset
 from segpipe.params import Params
 from segpipe.prepare import store
 from segpipe.prepare.store import Store

@@ -38,7 +38,7 @@ def export_predictions(predictions: Path, image_folder: Path, model: Path, kind:
         raise SegpipeError(problem("the folder exists", where="--out", found=out, expected="a new one", cure=cure))
     found = models.find(model, kind)
     content = checkpoint.peek(next(iter(next(iter(found.values())).values())))
-    cases, plans = images.in_folder(image_folder, content), plans_json(found)
+    cases, plans = images.at([image_folder], content), plans_json(found)
     folder = predictions / "softmax" if (predictions / "softmax").is_dir() else predictions
     files = sorted(folder.glob("[!.]*.npz"))
     properties = PROPERTIES.get(plans["image_reader_writer"])

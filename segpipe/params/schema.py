@@ -109,7 +109,7 @@ class Validate(Section):
     checkpoint: Literal["final", "best"]
     step_size: Annotated[float, Field(gt=0, le=1)]
     mirroring: bool | Annotated[list[Annotated[int, Field(ge=0, le=2)]], Field(min_length=1)]
-    precision: Literal["trained", "bf16", "fp16", "off"]
+    precision: Literal["trained", "auto", "bf16", "fp16", "off"]
     softmax_dtype: Literal["float16", "float32"]
     weights: Literal["raw", "averaged"]
 

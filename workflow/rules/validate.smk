@@ -25,6 +25,7 @@ rule validate:
         cfg=settings(
             "validate.step_size",
             "validate.mirroring",
+            "validate.precision",
             "validate.softmax_dtype",
             "validate.weights",
             "evaluate.nsd_tolerance_mm",

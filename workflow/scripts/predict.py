@@ -10,11 +10,12 @@ from segpipe.params import Params
 def main(args: Namespace, params: Params) -> None:
     """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
     from segpipe.data.cases import Cases
-    from segpipe.inference import predict_cases
+    from segpipe.inference.predict_dataset import Learnt, predict_dataset
 
     cases, paths = Cases.read(Path(args.cases), params.dataset), [Path(model) for model in args.models]
-    predict_cases.predict_dataset(cases, paths, params.configurations, Path(args.out), params)
+    learnt = Learnt(*(path and Path(path) for path in (args.choice, args.rules, args.calibration)))
+    predict_dataset(cases, paths, params.configurations, Path(args.out), params, learnt)
 
 
 if __name__ == "__main__":
-    scripts.run(main, "--cases", "--models+", "--out")
+    scripts.run(main, "--cases", "--models+", "--choice?", "--rules?", "--calibration?", "--out")

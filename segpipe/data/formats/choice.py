@@ -63,9 +63,11 @@ def module_of(path: Path) -> Any:
 
 
 def format_of(path: Path) -> str:
-    """By the ending, in capitals or not. Raises SegpipeError for an ending that is not known."""
+    """By the ending, in capitals or not; a folder is a DICOM series. Raises SegpipeError for an unknown ending."""
     name = path.name.lower()
     found = next((kind for ending, kind in FORMATS.items() if name.endswith(ending)), None)
+    if found is None and path.is_dir():
+        return "DICOM"
     if found is None:
         raise SegpipeError(
             problem(

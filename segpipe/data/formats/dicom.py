@@ -29,6 +29,16 @@ def grid(path: Path) -> Grid:
     return _grid(_slices(path))
 
 
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds slices of one series, and not images by themselves: the first and the last file say it."""
+    files = companions(folder)
+    try:
+        ends = {pydicom.dcmread(file, stop_before_pixels=True).SeriesInstanceUID for file in (files[0], files[-1])}
+    except (IndexError, AttributeError, OSError, pydicom.errors.InvalidDicomError):
+        return False
+    return len(files) > 1 and len(ends) == 1
+
+
 def companions(path: Path) -> list[Path]:
     """The files of a folder."""
     if not path.is_dir():

@@ -76,6 +76,18 @@ def encode(path: Path, label: NDArray[np.generic], like: Grid) -> bytes:
     return gzip.compress(data, compresslevel=6, mtime=0) if path.name.lower().endswith(".gz") else data
 
 
+def write_values(path: Path, values: NDArray[np.floating], like: Grid) -> None:
+    """(C, Z, Y, X) numbers as float32 .nii.gz on the grid of another file, 4D where there are several channels.
+
+    Goes through the array piece by piece, so that a memory-mapped one stays where it is.
+    """
+    array = values.T if len(values) > 1 else values[0].T
+    nifti = Nifti1Image(array, like.affine, dtype=np.float32)
+    nifti.header.set_xyzt_units("mm")
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:  # no time stamp: as in `encode`
+        nifti.to_stream(file)
+
+
 def _decode(path: Path) -> tuple[Nifti1Image, NDArray[np.generic]]:
     """Read the whole file, so that a bad checksum or a missing end is an error here and not wrong voxels later."""
     try:

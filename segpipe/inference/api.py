@@ -1,0 +1,152 @@
+"""Prediction from Python: `segpipe.predict(...)` for one call, `segpipe.Predictor(...)` where a model is used often."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe import device as devices
+from segpipe.data.image import Volume
+from segpipe.errors import SegpipeError, problem
+from segpipe.inference import images as found_images
+from segpipe.inference import models, predict_cases
+from segpipe.inference.case import Case, Predicted, predict_case
+from segpipe.inference.predict_cases import Job, Written
+from segpipe.inference.presets import PRESETS
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which part of a MODEL predicts, and how.
+
+    configurations : whose probabilities are averaged; None: all that are not the stage before of another one
+    folds : whose logits are averaged; None: all numbered ones, or `all` where there is no other
+    checkpoint : final or best; weights : raw, or averaged (train.ema)
+    preset : accurate or fast; step_size, mirroring, precision : instead of the preset's, as validate in params.yaml
+    device : auto, cpu, cuda, cuda:N or mps
+    """
+
+    configurations: Sequence[str] | None = None
+    folds: Sequence[str | int] | None = None
+    checkpoint: str = "final"
+    weights: str = "raw"
+    preset: str = "accurate"
+    step_size: float | None = None
+    mirroring: bool | list[int] | None = None
+    precision: str | None = None
+    device: str = "auto"
+
+
+class Predictor:
+    """A MODEL, loaded once: `results/` of a pipeline, or what `segpipe import-nnunet` wrote.
+
+    options : fields of Options
+    Raises SegpipeError where something that is asked for is not there.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
+        chosen = Options(**options)
+        _require_sense(chosen)
+        given = {name: getattr(chosen, name) for name in ("step_size", "mirroring", "precision")}
+        self.way = replace(
+            PRESETS[chosen.preset], **{name: value for name, value in given.items() if value is not None}
+        )
+        folds = None if chosen.folds is None else [str(fold) for fold in chosen.folds]
+        found = models.find(Path(model), chosen.checkpoint, chosen.configurations, folds)
+        paths = [path for of_folds in found.values() for path in of_folds.values()]
+        wanted = chosen.configurations or models.counted(found)
+        on = devices.use(chosen.device)
+        self.ensemble = models.load(paths, wanted, on, chosen.weights, self.way.precision)
+
+    def files(self, images: Paths, out: str | os.PathLike[str], written: Written | None = None) -> dict[str, Path]:
+        """Predict image files into a folder, and return where each case's segmentation is.
+
+        images : a folder of cases (CASE_0000.nii.gz, one file per channel, or CASE.nii.gz), a file, several files, or
+            the folder of a DICOM series
+        A case that was predicted from the same image in the same way is left as it is.
+        Raises SegpipeError at the end, with all cases that could not be predicted.
+        """
+        several = [images] if isinstance(images, str | os.PathLike) else images
+        cases = found_images.at([Path(path) for path in several], self.ensemble.content)
+        job = Job(self.ensemble, cases, self.way, written or Written(), Path(out))
+        predict_cases.run(job)
+        return {case: job.files(case)[0] for case in cases.test}
+
+    def array(self, array: NDArray[Any], spacing_mm: Sequence[float], written: Written | None = None) -> Predicted:
+        """Predict an image in memory.
+
+        array : (C, Z, Y, X), or (Z, Y, X) for one channel; spacing_mm : (Z, Y, X)
+        Returns segmentation, (Z, Y, X) int16, and what else is asked for, on the same grid.
+        """
+        volume = self._volume(np.asarray(array), spacing_mm)
+        asked = (written or Written()).asked
+        with tempfile.TemporaryDirectory() as scratch:
+            return predict_case(self.ensemble, Case(self.ensemble, volume), self.way, asked, Path(scratch))
+
+    def _volume(self, array: NDArray[Any], spacing_mm: Sequence[float]) -> Volume:
+        array = array[None] if array.ndim == 3 else array
+        names = self.ensemble.content["channel_names"]
+        sound = array.ndim == 4 and len(array) == len(names) and array.size > 0 and np.isfinite(array).all()
+        if not sound or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+            found = f"shape {array.shape}, spacing {tuple(spacing_mm)} mm"
+            found += "" if np.isfinite(array).all() else ", NaN or infinite values"
+            expected = f"finite (C, Z, Y, X) with {len(names)} channels ({', '.join(names)}), spacing (Z, Y, X) in mm"
+            raise SegpipeError(
+                problem("not an image for this model", where="array", found=found, expected=expected, cure="correct it")
+            )
+        z, y, x = (float(edge) for edge in spacing_mm)
+        return Volume(array.astype(np.float32), (z, y, x), np.diag([x, y, z, 1.0]))
+
+
+def predict(
+    model: str | os.PathLike[str],
+    images: Paths | NDArray[Any],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    written: Written | None = None,
+    **options: Any,
+) -> dict[str, Path] | Predicted:
+    """Predict with a MODEL: files into the folder `out`, or an array with its `spacing_mm`.
+
+    options : fields of Options. See Predictor.files and Predictor.array for the rest.
+    """
+    if isinstance(images, np.ndarray) == (spacing_mm is None) or isinstance(images, np.ndarray) == (out is not None):
+        raise SegpipeError(
+            problem(
+                "neither files nor an array",
+                where="segpipe.predict",
+                found=f"images: {type(images).__name__}, out: {out}, spacing_mm: {spacing_mm}",
+                expected="paths and out, or an array and spacing_mm",
+                cure="give what belongs together",
+            )
+        )
+    predictor = Predictor(model, **options)
+    if isinstance(images, np.ndarray):
+        assert spacing_mm is not None
+        return predictor.array(images, spacing_mm, written)
+    assert out is not None
+    return predictor.files(images, out, written)
+
+
+def _require_sense(options: Options) -> None:
+    for name, value, allowed in (
+        ("preset", options.preset, [*PRESETS]),
+        ("checkpoint", options.checkpoint, ["final", "best"]),
+        ("weights", options.weights, ["raw", "averaged"]),
+    ):
+        if value not in allowed:
+            cure, expected = "name one of them", ", ".join(allowed)
+            raise SegpipeError(problem("no such option", where=name, found=value, expected=expected, cure=cure))
+    if options.step_size is not None and not 0 < options.step_size <= 1:
+        expected, cure = "above 0, at most 1", "0.5 is nnU-Net's"
+        raise SegpipeError(
+            problem("no step of the window", where="step_size", found=options.step_size, expected=expected, cure=cure)
+        )

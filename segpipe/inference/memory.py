@@ -1,0 +1,60 @@
+"""How much main memory a case takes while it is predicted, told before it is."""
+
+from math import prod
+
+import torch
+
+from segpipe import device
+from segpipe.data.image import Volume
+from segpipe.errors import SegpipeError, problem
+from segpipe.inference.models import Ensemble
+from segpipe.inference.predict import Model
+from segpipe.inference.window import VOXELS_PER_FORWARD
+from segpipe.prepare.preprocess import case_target_mm
+from segpipe.prepare.spacing import resampled_shape
+
+COPIES = 3  # of the image, of float32, that are there together while it is prepared
+FEATURE_MAPS = 6  # of the first stage, that a forward pass holds at its widest
+LOGITS = 3  # copies of those of a group of tiles
+GB = 1e9
+
+
+def needed_bytes(ensemble: Ensemble, volume: Volume) -> int:
+    """Main memory for one case, an estimate: image, preparation, logits within their bound, the widest forward pass."""
+    on_file = prod(volume.shape) * (4 * len(volume.array) + 2)
+    return on_file + max(_of_model(model, volume) for model in ensemble.models.values())
+
+
+def _of_model(model: Model, volume: Volume) -> int:
+    forward = model.content["plan"]["transpose_forward"]
+    shape = [volume.shape[axis] for axis in forward]
+    spacing_mm = tuple(volume.spacing_mm[axis] for axis in forward)
+    voxels = prod(resampled_shape(shape, spacing_mm, case_target_mm(volume.spacing_mm, forward, model.planned)))
+    prepared = COPIES * 4 * len(volume.array) * max(voxels, prod(volume.shape))
+    if model.device.type != "cpu":
+        return prepared
+    heads, patch = len(model.labels.heads), prod(model.planned.patch_size)
+    at_once = max(patch, VOXELS_PER_FORWARD["cpu"])
+    forward_pass = 4 * at_once * (LOGITS * heads + FEATURE_MAPS * model.planned.features_per_stage[0])
+    logits = min(device.buffer_bytes(torch.device("cpu")), 4 * heads * voxels)
+    return prepared + logits + forward_pass
+
+
+def require(case: str, ensemble: Ensemble, volume: Volume) -> None:
+    """Raise SegpipeError for a case that does not fit: killed for its memory, the job would lose the others as well."""
+    needed, free = needed_bytes(ensemble, volume), device.available_bytes()
+    if needed > free:
+        raise SegpipeError(
+            problem(
+                "a case larger than the memory",
+                where=f"{case}: {volume.shape} voxels (Z, Y, X), {len(volume.array)} channels",
+                found=f"{free / GB:.1f} GB free",
+                expected=f"about {needed / GB:.1f} GB",
+                cure="predict it on a machine with more memory, or crop it",
+            )
+        )
+
+
+def fits_twice(ensemble: Ensemble, volume: Volume) -> bool:
+    """Whether another case like this one may be read while this one is predicted."""
+    return 2 * needed_bytes(ensemble, volume) < device.available_bytes()

@@ -1,0 +1,67 @@
+"""Predict imagesTs of the dataset: what the rule `predict` runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from logging import getLogger
+from pathlib import Path
+
+from segpipe import device, digest
+from segpipe.data.cases import Cases
+from segpipe.inference import calibrate, choice, models, postprocess, predict_cases
+from segpipe.inference.predict import tidy
+from segpipe.inference.predict_cases import Job, Written
+from segpipe.params import Params
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the cross-validation says of the prediction, each a file or None where nobody asks for it.
+
+    choice : which configurations count; rules : what is removed of segmentations; calibration : the temperature
+    """
+
+    choice: Path | None = None
+    rules: Path | None = None
+    calibration: Path | None = None
+
+
+def predict_dataset(
+    cases: Cases,
+    paths: list[Path],
+    configurations: Sequence[str],
+    out: Path,
+    params: Params,
+    learnt: Learnt | None = None,
+) -> None:
+    """Predict imagesTs into `out`, as `validate` and `predict` of params.yaml say.
+
+    paths : the checkpoints of these configurations and of the stages before them
+    configurations : those whose probabilities are averaged, unless `learnt` has a choice among them
+    Finished cases are kept in an undeclared folder, so a killed prediction goes on where it stopped.
+    Raises SegpipeError where cases cannot be predicted, after all others were; then `out` stays as it was.
+    """
+    settings, learnt = params.validate_, learnt or Learnt()
+    counted = choice.chosen(learnt.choice) if learnt.choice else list(configurations)
+    state = out.parent / "state" / out.name
+    with digest.exclusive(state / ".lock", "predicting imagesTs") as report:
+        on, shares = device.start(params.runtime), params.ensemble.weights
+        needed = models.needed(paths, counted)
+        ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)
+        written = _written(cases, counted, params, learnt)
+        job = Job(ensemble, cases, settings, written, state)
+        job = replace(job, out=state / job.identity())
+        predict_cases.run(job, lambda n: report(f"predicting imagesTs, {n} of {len(cases.test)} cases done"))
+        with digest.new_folder(out) as folder:
+            for path in (path for case in cases.test for path in job.files(case)):
+                digest.copy(path, folder / path.name)
+        tidy(state)
+    log.info("%d cases predicted by %d models", len(cases.test), len(needed))
+
+
+def _written(cases: Cases, counted: Sequence[str], params: Params, learnt: Learnt) -> Written:
+    rules = postprocess.read(learnt.rules, cases.labels) if learnt.rules else []
+    fitted = calibrate.temperature(digest.read_json(learnt.calibration), counted) if learnt.calibration else 1.0
+    asked = params.predict
+    return Written(asked.probabilities, params.validate_.softmax_dtype, fitted, asked.uncertainty, tuple(rules))
