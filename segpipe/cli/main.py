@@ -23,6 +23,8 @@ VERBS = {
     "import-msd": "turn a Decathlon task, a folder or its .tar, into a dataset in nnU-Net's layout",
     "import-bids": "turn a BIDS dataset with label maps in a derivative into one in nnU-Net's layout",
     "predict": "segment a folder of images with trained models",
+    "ensemble": "average the probabilities of several predictions, of segpipe or nnU-Net",
+    "postprocess": "apply the rules of a postprocessing.json to a folder of segmentations",
     "evaluate": "score segmentations against references",
     "import-nnunet": "turn models that nnU-Net trained into one of segpipe",
     "export-nnunet": "write a model as folders that nnU-Net predicts with",

@@ -1,0 +1,10 @@
+"""`segpipe ensemble FOLDER FOLDER ... -o OUT`."""
+
+import argparse
+
+from segpipe.inference.ensemble_folders import ensemble_folders
+
+
+def run(args: argparse.Namespace) -> None:
+    """Average the probabilities of all cases."""
+    ensemble_folders(args.folders, args.out, args.weights, args.probabilities)
