@@ -73,7 +73,8 @@ def test_of_all_voxels_the_numbers_are_exact(prepared):
         assert found["classwise_ece"] == pytest.approx(expected["classwise_ece"], rel=1e-5)
     assert only["after"]["all"]["nll"] < only["before"]["all"]["nll"]
     assert content["cases"] == 2
-    assert content["identity"]["trainings"] == {"3d_fullres": "3d_fullres"}
+    assert content["identity"]["training"] == {"3d_fullres": "3d_fullres"}
+    assert content["identity"]["networks"] == {fold: {"3d_fullres": "digest of 3d_fullres"} for fold in "01"}
 
 
 def test_a_fold_is_judged_at_the_temperature_of_the_others(prepared):

@@ -152,6 +152,17 @@ def test_half_precision_gives_the_same_temperature():
     assert half == pytest.approx(single, rel=0.01)
 
 
+def test_classes_that_are_ruled_out_change_nothing():
+    """However many there are, and however hot it gets."""
+    rows, reference = drawn_from(random_logits(5000) * 3, 3.0)
+    more = np.concatenate([rows, np.zeros((5000, 20))], 1)
+    labels = labels_of({f"class {index}" if index else "background": index for index in range(23)})
+    sample, wide = sample_of(rows, reference), sample_of(more, reference, labels)
+    assert fit_temperature(wide) == pytest.approx(fit_temperature(sample), rel=1e-6)
+    found, expected = (scores(tempered(one, 3.0), 15, [], False)["nll"] for one in (wide, sample))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_search_ends_at_its_bounds():
     never_wrong = sample_of([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]], [0, 1])
     assert fit_temperature(never_wrong) == calibration.COOLEST
@@ -206,6 +217,13 @@ def test_certainty_stays_certain():
             changed = probabilities.copy()
             with_temperature(changed, temperature, has_regions)
             assert np.array_equal(changed, probabilities)
+
+
+def test_many_classes_that_are_alike_stay_so():
+    """1/200 to the power of 20 is nothing in float32."""
+    probabilities = np.full((200, 3), 1 / 200, np.float32)
+    with_temperature(probabilities, 0.05, has_regions=False)
+    assert probabilities == pytest.approx(1 / 200, rel=1e-5)
 
 
 def test_a_region_and_its_complement_are_two_classes():

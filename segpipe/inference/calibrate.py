@@ -22,18 +22,10 @@ from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import calibration, summary, voxel_sample
 from segpipe.evaluation.voxel_sample import Rows, Sample
 from segpipe.inference import mean_softmax, softmax_file
+from segpipe.inference.ensemble import Member, by_fold, identity_of_all
 from segpipe.params import Calibrate, Ensemble, Params
 
 log = getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """The validation cases of one fold, and the folder in which each configuration has their softmax."""
-
-    number: str
-    cases: list[str]
-    folders: dict[str, Path]
 
 
 @dataclass(frozen=True)
@@ -49,28 +41,24 @@ def calibrate(cases: Cases, folders: list[Path], out: Path, params: Params) -> N
 
     Raises SegpipeError where the folders do not belong together, or a softmax does not fit its case.
     """
-    summaries = {folder: digest.read_json(folder / "summary.json") for folder in folders}
-    folds = _folds(summaries, cases.label_ending)
-    jobs = [(case, fold) for fold in folds for case in fold.cases]
+    folds = by_fold([Member.read(folder) for folder in folders], params)
+    jobs = [(case, fold) for fold, members in folds.items() for case in _case_ids(members, cases)]
     each = max(2, params.calibrate.voxels // len(jobs))
     with ThreadPoolExecutor(cases.at_once(params.runtime.threads)) as pool:
-        drawn = list(pool.map(lambda job: _draw(cases, job[0], job[1], each, params.calibrate), jobs))
+        drawn = list(pool.map(lambda job: _draw(cases, job[0], folds[job[1]], each, params.calibrate), jobs))
     rows = [len(one.sample.reference) for one in drawn]
-    number = np.repeat([fold.number for _, fold in jobs], rows)
+    of_fold = np.repeat([fold for _, fold in jobs], rows)
     calibrations = [
-        _calibration(names, sample, number, cases, params.calibrate)
-        for names, sample in _ensembles(drawn, list(folds[0].folders), params.ensemble)
+        _calibration(names, sample, of_fold, cases, params.calibrate)
+        for names, sample in _ensembles(drawn, params.configurations, params.ensemble)
     ]
-    first = next(iter(summaries.values()))
     content = {
         "calibrations": calibrations,
         "cases": len(jobs),
         "settings": params.calibrate.model_dump(mode="json"),
         "weights": dict(zip(params.configurations, params.ensemble.of(params.configurations), strict=True)),
-        "checkpoint": first["checkpoint"],
-        "identity": {key: value for key, value in first["identity"].items() if key != "training"}
-        | {"trainings": {one["configuration"]: one["identity"]["training"] for one in summaries.values()}},
-        "labels": first["labels"],
+        "identity": identity_of_all(folds, params),
+        "labels": cases.labels.to_json(),
         "versions": summary.versions(),
     }
     digest.write_json(out, content)
@@ -95,45 +83,24 @@ def temperature(content: dict[str, Any], configurations: Sequence[str]) -> float
     return known[frozenset(configurations)]
 
 
-def _folds(summaries: dict[Path, dict[str, Any]], ending: str) -> list[_Fold]:
-    """The folders by fold. All are of the same data and settings, those of a configuration of the same training."""
-
-    def identity(one: dict[str, Any], *without: str) -> dict[str, Any]:
-        return {key: value for key, value in one["identity"].items() if key not in without}
-
-    summary.require_same("validations", {str(path): identity(one, "training") for path, one in summaries.items()})
-    for name in {one["configuration"] for one in summaries.values()}:
-        of_name = {str(path): identity(one) for path, one in summaries.items() if one["configuration"] == name}
-        summary.require_same(f"folds of {name}", of_name)
-    folds = []
-    for number in dict.fromkeys(one["fold"] for one in summaries.values()):
-        members = {path: one for path, one in summaries.items() if one["fold"] == number}
-        cases = {path: _case_ids(one, ending) for path, one in members.items()}
-        summary.require_same(f"members of fold {number}", {str(path): of_path for path, of_path in cases.items()})
-        of_fold = {one["configuration"]: path for path, one in members.items()}
-        folds.append(_Fold(number, next(iter(cases.values())), of_fold))
-    summary.require_same("folds", {fold.number: sorted(fold.folders) for fold in folds})
-    return folds
+def _case_ids(members: dict[str, Member], cases: Cases) -> list[str]:
+    return [name.removesuffix(cases.label_ending) for name in next(iter(members.values())).cases]
 
 
-def _case_ids(content: dict[str, Any], ending: str) -> list[str]:
-    return [Path(row["prediction_file"]).name.removesuffix(ending) for row in content["metric_per_case"]]
-
-
-def _draw(cases: Cases, case: str, fold: _Fold, n: int, settings: Calibrate) -> _Drawn:
+def _draw(cases: Cases, case: str, members: dict[str, Member], n: int, settings: Calibrate) -> _Drawn:
     """Up to `n` voxels of a case. Which ones follows from the seed, its label and what all configurations segmented."""
     label = cases.read_label(case)
     inside = (label >= 0) & (label != cases.labels.ignore)
     foreground = inside & (label > 0)
-    for folder in fold.folders.values():
-        foreground |= cases.read_segmentation(folder / "segmentations" / f"{case}{cases.label_ending}") > 0
+    for member in members.values():
+        foreground |= cases.read_segmentation(member.folder / "segmentations" / f"{case}{cases.label_ending}") > 0
     close = voxel_sample.near(foreground, cases.entry(case)["spacing_mm"], settings.near_mm)
     rng = np.random.default_rng(int(digest.of([settings.seed, case]), 16))
     index, weight = voxel_sample.draw(inside, close, n, rng)
     about = label.reshape(-1)[index], weight, close.reshape(-1)[index], cases.labels, cases.annotated(case)
     samples = {
-        name: voxel_sample.of_voxels(_at(folder / "softmax" / f"{case}.npz", index, label, cases), *about)
-        for name, folder in fold.folders.items()
+        name: voxel_sample.of_voxels(_at(member.softmax(case), index, label, cases), *about)
+        for name, member in members.items()
     }
     first = next(iter(samples.values()))
     return _Drawn(first, {name: one.probabilities for name, one in samples.items()})
@@ -156,7 +123,7 @@ def _at(path: Path, index: NDArray[np.int64], label: NDArray[np.int16], cases: C
 
 
 def _ensembles(
-    drawn: list[_Drawn], configurations: list[str], settings: Ensemble
+    drawn: list[_Drawn], configurations: Sequence[str], settings: Ensemble
 ) -> Iterator[tuple[tuple[str, ...], Sample]]:
     """Each configuration, and the mean of each set of them, on the same voxels."""
     all_voxels = voxel_sample.joined([one.sample for one in drawn])

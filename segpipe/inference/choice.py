@@ -20,7 +20,7 @@ from segpipe.data.cases import Cases
 from segpipe.evaluation import intervals, summary
 from segpipe.evaluation.overlap import Numbers, case_overlap
 from segpipe.inference import mean_softmax
-from segpipe.inference.ensemble import Member, belong_together
+from segpipe.inference.ensemble import Member, by_fold, identity_of_all
 from segpipe.params import Params, section
 
 log = getLogger(__name__)
@@ -28,7 +28,6 @@ log = getLogger(__name__)
 Floats = NDArray[np.float64]
 Group = tuple[str, ...]  # of configurations
 Scores = dict[str, Numbers]  # of a case, by the class's name in summary.json
-SHARED = ("dataset", "checkpoint", "validate")  # of the identities, what every member has in common
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def choose(cases: Cases, folders: list[Path], out: Path, params: Params) -> None
     folders : the validations of every configuration in every fold
     Raises SegpipeError where the validations do not belong together.
     """
-    folds = _folds([Member.read(folder) for folder in folders], params)
+    folds = by_fold([Member.read(folder) for folder in folders], params)
     with digest.exclusive(out.parent / "state" / ".choice.lock", "choosing among configurations"):
         candidates = _candidates(cases, folds, params)
         best, chosen = select(candidates, params.choose.measure, params.choose.margin)
@@ -69,7 +68,7 @@ def choose(cases: Cases, folders: list[Path], out: Path, params: Params) -> None
             **section(params, "choose"),
             "weights": dict(zip(params.configurations, params.ensemble.of(params.configurations), strict=True)),
             "candidates": [_listed(candidate, best, params) for candidate in candidates],
-            "identity": _identity(folds, params),
+            "identity": identity_of_all(folds, params),
             "labels": cases.labels.to_json(),
             "versions": summary.versions(),
         }
@@ -97,19 +96,6 @@ def select(candidates: Sequence[Candidate], measure: str, margin: float) -> tupl
     good = [index for index, mean in enumerate(means) if mean >= max(means) - margin]
     first = min(good, key=lambda index: (len(candidates[index].members), -means[index]))
     return candidates[int(np.argmax(means))], candidates[first]
-
-
-def _folds(members: list[Member], params: Params) -> dict[str, dict[str, Member]]:
-    """The members by fold and configuration, after making sure that they belong together."""
-    folds: dict[str, dict[str, Member]] = {}
-    for member in members:
-        folds.setdefault(str(member.summary["fold"]), {})[member.configuration] = member
-    for of_fold in folds.values():
-        belong_together(list(of_fold.values()))
-    for name in params.configurations:
-        identities = {str(of_fold[name].folder): of_fold[name].summary["identity"] for of_fold in folds.values()}
-        summary.require_same(f"folds of {name}", identities)
-    return folds
 
 
 def _candidates(cases: Cases, folds: dict[str, dict[str, Member]], params: Params) -> list[Candidate]:
@@ -176,15 +162,3 @@ def _difference(candidate: Candidate, best: Candidate, params: Params) -> dict[s
     means = candidate.mean(measure), best.mean(measure)
     difference = None if means[0] is None or means[1] is None else means[0] - means[1]
     return {"difference": difference, "low": low, "high": high}
-
-
-def _identity(folds: dict[str, dict[str, Member]], params: Params) -> dict[str, Any]:
-    first = next(iter(folds.values()))
-    shared = first[params.configurations[0]].summary["identity"]
-    return {
-        **{key: shared[key] for key in SHARED},
-        "training": {name: first[name].summary["identity"]["training"] for name in params.configurations},
-        "networks": {
-            fold: {name: one.summary["digest"] for name, one in found.items()} for fold, found in folds.items()
-        },
-    }

@@ -20,6 +20,8 @@ from segpipe.params import Evaluate, Params
 
 log = getLogger(__name__)
 
+SHARED = ("dataset", "checkpoint", "validate")  # of the identities, what every member has in common
+
 
 @dataclass(frozen=True)
 class Member:
@@ -80,6 +82,35 @@ def belong_together(members: Sequence[Member]) -> None:
         return {**identity, "fold": member.summary["fold"], "cases": digest.of(member.cases)}
 
     summary.require_same("members", {os.fspath(member.folder): shared(member) for member in members})
+
+
+def by_fold(members: Sequence[Member], params: Params) -> dict[str, dict[str, Member]]:
+    """The members by fold and configuration.
+
+    Raises SegpipeError where they do not belong together.
+    """
+    folds: dict[str, dict[str, Member]] = {}
+    for member in members:
+        folds.setdefault(str(member.summary["fold"]), {})[member.configuration] = member
+    for of_fold in folds.values():
+        belong_together(list(of_fold.values()))
+    for name in params.configurations:
+        identities = {str(of_fold[name].folder): of_fold[name].summary["identity"] for of_fold in folds.values()}
+        summary.require_same(f"folds of {name}", identities)
+    return folds
+
+
+def identity_of_all(folds: dict[str, dict[str, Member]], params: Params) -> dict[str, Any]:
+    """What members of several folds and configurations are made of, down to each network."""
+    first = next(iter(folds.values()))
+    shared = first[params.configurations[0]].summary["identity"]
+    return {
+        **{key: shared[key] for key in SHARED},
+        "training": {name: first[name].summary["identity"]["training"] for name in params.configurations},
+        "networks": {
+            fold: {name: one.summary["digest"] for name, one in found.items()} for fold, found in folds.items()
+        },
+    }
 
 
 def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]:
