@@ -247,6 +247,9 @@ def test_near_is_a_box_in_mm():
     expected[2, 1:8, 3:6] = True
     assert np.array_equal(box, expected)
     assert np.array_equal(near(foreground, (1.0, 1.0, 1.0), 0.0), foreground)
+    corner = np.zeros((3, 9, 9), bool)
+    corner[0, 0, 0] = True
+    assert np.argwhere(near(corner, (1.0, 1.0, 1.0), 1.0)).max(0).tolist() == [1, 1, 1]
     assert not near(np.zeros((2, 3, 4), bool), (1.0, 1.0, 1.0), 5.0).any()
 
 
