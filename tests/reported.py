@@ -41,7 +41,7 @@ def write_dataset(root: Path, cases: Sequence[str], test: Sequence[str], without
         nifti(root / f"images{of}/{case}_0000.nii.gz", image_array(index, SHAPE), SPACING_MM)
         if case in cases:
             nifti(root / f"labelsTr/{case}.nii.gz", label(kidney=case not in without_kidney), SPACING_MM)
-    describe(root, labels=CLASSES, numTraining=len(cases))
+    describe(root, labels=CLASSES, numTraining=len(cases), reference="<a> & b", licence="CC-BY 4.0")
 
 
 def write_metrics(path: Path, epochs: int, best: float) -> None:

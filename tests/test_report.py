@@ -12,7 +12,7 @@ import yaml
 from volumes import REPO
 
 from segpipe import params as params_yaml
-from segpipe.report import choices, facts, names, page, reliability
+from segpipe.report import choices, facts, names, nnunet, page, reliability
 from segpipe.report.results import Results
 
 VOID = ("meta", "img", "br", "input")
@@ -74,7 +74,9 @@ def shown(value: float | None, metric: str = "") -> str:
 
 def test_every_number_of_the_cross_validation_is_that_of_its_summary(run: Results, parsed: Page) -> None:
     table = parsed.table("class")
-    metrics = [name for name in run.crossval["foreground_mean"] if name not in names.COUNTS]
+    metrics = [
+        name for name in run.crossval["foreground_mean"] if name not in names.COUNTS and not name.startswith("volume_")
+    ]
     assert table[0][1:] == [names.of(name) for name in metrics]
     for row, numbers, intervals in [
         (table[1], run.crossval["mean"]["1"], run.crossval["confidence"]["mean"]["1"]),
@@ -118,16 +120,18 @@ def run_rows(run: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_case_without_any_number_is_the_last() -> None:
-    one = dataclasses.replace
-    case = page.pictures.Case("x", "0", {"1": {"Dice": None}}, Path())
-    assert case.dice is None
-    assert page.pictures.chosen([one(case, metrics={"1": {"Dice": 0.5}}), case], 3)[0][1].dice == 0.5
+def test_a_case_without_any_number_is_the_last_and_in_no_picture(run: Results) -> None:
+    rows = [
+        {**row, "metrics": {"1": {"Dice": None if "f.nii" in row["prediction_file"] else 0.5}}} for row in run_rows(run)
+    ]
+    changed = dataclasses.replace(run, crossval={**run.crossval, "metric_per_case": rows})
+    assert [case.name for case in changed.validated] == ["a&b", "b", "c", "d", "e", "f"]
+    assert [case.name for _, case in page.pictures.chosen(changed.validated, 6)] == ["a&b", "b", "c", "d", "e"]
 
 
 def test_configurations_stand_beside_their_ensemble(run: Results, parsed: Page) -> None:
-    table = next(table for table in parsed.tables if [row[0] for row in table[1:2]] == ["3d_fullres alone"])
-    assert [row[0] for row in table[1:]] == ["3d_fullres alone", "2d alone", "ensemble of 3d_fullres, 2d"]
+    table = parsed.table("", "Dice <b>liver</b>")
+    assert [row[0] for row in table[1:]] == ["3d_fullres", "2d", "3d_fullres + 2d"]
     assert table[1][3] == shown(run.crossval["foreground_mean"]["Dice"]), "here all are equal"
     folds = parsed.table("mean foreground Dice")
     assert folds[0][1:] == ["fold 0", "fold 1"]
@@ -161,7 +165,8 @@ def test_what_does_not_exist_is_left_out(tmp_path: Path, text: str) -> None:
     without = page.html(reported.run(tmp_path, test=[]))
     Page(without)
     assert "<h2>Predictions</h2>" not in without
-    assert "ensemble of" not in without
+    assert "3d_fullres + 2d" in text
+    assert "3d_fullres + " not in without
     for part in ("Calibration", "Choice", "Postprocessing"):
         assert f"<h2>{part}</h2>" not in without
 
@@ -245,16 +250,18 @@ WORDS = {"never": None, "none": None, "all 1": {"encoder": 1.0, "decoder": 1.0, 
 PROSE = {"predict.postprocess"}  # what nnU-Net has no setting for
 
 
-def test_nnunets_values_are_those_of_the_comments() -> None:
-    said, keys = {}, [""]
-    for line in (REPO / "params.yaml").read_text().splitlines():
+def test_nnunets_values_are_those_of_params_yaml_unless_a_comment_says_another() -> None:
+    text = (REPO / "params.yaml").read_text()
+    expected, keys, n_said = dict(facts._flat(yaml.safe_load(text))), [""], 0
+    for line in text.splitlines():
         if found := re.match(r"( *)(\w+):(?:.*nnU-Net: ([^;(]+?)\s*(?:[;(].*)?$)?", line):
             keys = [*keys[: len(found[1]) // 2 + 1], found[2]]
-            if found[3]:
-                said[".".join(keys[1:])] = WORDS.get(found[3], yaml.safe_load(found[3]))
-    assert said["train.epochs"] == 1000
-    assert len(said) > 25
-    assert {key: facts.NNUNET[key] for key in said.keys() - PROSE} == {key: said[key] for key in said.keys() - PROSE}
+            if found[3] and ".".join(keys[1:]) not in PROSE:
+                expected[".".join(keys[1:])] = WORDS.get(found[3], yaml.safe_load(found[3]))
+                n_said += 1
+                assert ".".join(keys[1:]) in nnunet.SETTINGS
+    assert n_said > 25
+    assert {key: expected[key] for key in nnunet.SETTINGS} == nnunet.SETTINGS
 
 
 def test_settings_that_differ_are_named_and_all_are_there(run: Results, parsed: Page) -> None:
@@ -268,6 +275,14 @@ def test_settings_that_differ_are_named_and_all_are_there(run: Results, parsed: 
     assert not any(key.startswith(("runtime", "download")) for key in every)
     assert every["dataset"] == "Dataset007_Odd", "where it lies belongs to the machine"
     assert every["train.seed"] == "0"
+
+
+def test_where_the_data_are_from_is_said_as_dataset_json_says_it(parsed: Page) -> None:
+    data = dict(parsed.table("name")) if len(parsed.table("name")[0]) == 2 else {}
+    assert data["name"] == "Dataset007_Odd"
+    assert data["reference"] == "<a> & b"
+    assert data["licence"] == "CC-BY 4.0"
+    assert data["cases"] == "6 with a label, 1 to predict"
 
 
 def test_the_plan_and_the_trainings_are_there(parsed: Page) -> None:

@@ -57,6 +57,7 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
             "labels": description.labels.to_json(),
             "orientation": settings.orientation,
             "file_ending": description.file_ending,
+            "about": description.about,
             "training": {one.case: one.entry for one in report.cases if one.training},
             "test": {one.case: one.entry for one in report.cases if not one.training},
         },

@@ -29,6 +29,7 @@ class Description:
 
     channel_names : one per channel, in order
     reader : the class of nnU-Net's that dataset.json asks for, if any
+    about : where the data are from: description, reference, licence, release, as far as dataset.json has them
     """
 
     channel_names: tuple[str, ...]
@@ -39,6 +40,7 @@ class Description:
     test: dict[str, CaseFiles]
     n_training: int | None
     reader: str | None
+    about: dict[str, str]
 
 
 def describe(root: Path) -> Description:
@@ -153,6 +155,7 @@ def _description(
         test,
         content.get("numTraining"),
         None if reader in (None, "None") else str(reader),
+        dataset_json.about(content),
     )
 
 

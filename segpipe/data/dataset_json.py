@@ -10,6 +10,8 @@ from segpipe.data import labels
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem, raise_all
 
+ABOUT = ("description", "reference", "licence", "license", "release")
+
 
 def read(path: Path) -> dict[str, Any]:
     """Read dataset.json.
@@ -49,6 +51,11 @@ def read(path: Path) -> dict[str, Any]:
         ],
     )
     return content
+
+
+def about(content: dict[str, Any]) -> dict[str, str]:
+    """Where the data are from, by the names that the Decathlon and nnU-Net have for it."""
+    return {key: str(content[key]) for key in ABOUT if isinstance(content.get(key), str | int | float)}
 
 
 def channel_names(root: Path, content: dict[str, Any]) -> tuple[str, ...]:

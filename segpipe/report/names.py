@@ -34,17 +34,22 @@ def of(metric: str) -> str:
 
 
 def split(metrics: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(what is looked at, counts of voxels and of lesions behind it)."""
+    """(what is looked at, what lies behind it: volumes, counts of voxels and of lesions)."""
     names = list(metrics)
-    return [name for name in names if name not in COUNTS], [name for name in names if name in COUNTS]
+    behind = [name for name in names if name in COUNTS or name.startswith("volume_")]
+    return [name for name in names if name not in behind], behind
 
 
 def number(value: float | None, metric: str = "") -> str:
-    """For people: four digits after the point of shares, else three or four digits that say something."""
+    """For people: hundredths of mm, three digits of ml, four digits after the point of shares."""
     if value is None:
         return DASH
     if metric in COUNTS or isinstance(value, int):
         return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
+    if metric.endswith("_mm"):
+        return f"{value:.2f}"
+    if metric.endswith("_ml") and 0 < abs(value) < 100:
+        return f"{value:#.3g}"
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
 
 

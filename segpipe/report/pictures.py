@@ -95,7 +95,12 @@ def _unusual(size: float, known: list[float], mads: float) -> str:
     if abs(np.log(size) - middle) <= mads * deviation:
         return ""
     low, high = np.exp([middle - mads * deviation, middle + mads * deviation])
-    return f"usually {names.number(float(low))} to {names.number(float(high))}"
+    return f"usually {_readable(float(low))} to {_readable(float(high))}"
+
+
+def _readable(size: float) -> str:
+    """ml or voxels."""
+    return f"{size:.3g}" if size < 100 else f"{size:.0f}"
 
 
 def predicted(results: Results) -> Iterator[str]:
@@ -135,7 +140,7 @@ def _volumes(results: Results, ordered: list[str], odd: dict[tuple[str, str], st
         said = odd.get((case, name))
         note = f'<br><small class="warning">{escape(said)}</small>' if said else ""
         size = _size(found[case, name])
-        return f'<td class="n" data-v="{size:.9g}">{names.number(size)}{note}</td>'
+        return f'<td class="n" data-v="{size:.9g}">{_readable(size)}{note}</td>'
 
     rows = (f"<td>{escape(case)}</td>{''.join(cell(case, name) for name in classes)}" for case in ordered)
     head = ["case", *(f"{class_name(name, results.cases.labels)} [{unit}]" for name in classes)]

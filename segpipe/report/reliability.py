@@ -10,7 +10,8 @@ from segpipe.report.results import Json
 BEFORE, AFTER = "#e08214", "#0a84c6"
 DOMAINS = {"near": "near the foreground", "all": "all voxels"}
 NUMBERS = {"ece": "ECE", "nll": "NLL", "brier": "Brier score"}
-STAGES = {"before": "as predicted", "after": "with the temperature", "held_out": "with that of the other folds"}
+STAGES = {"before": "as predicted", "after": "with the temperature"}
+SHORT = {"before": "", "after": ", tempered", "held_out": ", held out"}
 
 
 def section(content: Json, configurations: Iterable[str]) -> Iterator[str]:
@@ -25,13 +26,14 @@ def section(content: Json, configurations: Iterable[str]) -> Iterator[str]:
         '<p class="quiet">Confidence of the predicted class (across) against how often it is right (up): on the dotted '
         "line probabilities are what they say. ECE: the mean distance from it, weighted by voxels.</p>"
     )
-    head = ["", "temperature", *(f"{name}, {STAGES[stage]}" for name in NUMBERS.values() for stage in STAGES)]
+    head = ["", "temperature", *(f"{name}{said}" for name in NUMBERS.values() for said in SHORT.values())]
     rows = (_row(one) for one in content["calibrations"])
     yield f"<h3>{DOMAINS['near'].capitalize()}</h3>{tables.wide(head, rows)}"
+    yield '<p class="quiet">Held out: each fold with the temperature that the others ask for.</p>'
 
 
 def _row(one: Json) -> str:
-    cells = (names.cell(one[stage]["near"][name] if one[stage] else None, name) for name in NUMBERS for stage in STAGES)
+    cells = (names.cell(one[stage]["near"][name] if one[stage] else None, name) for name in NUMBERS for stage in SHORT)
     return f"<td>{escape(' + '.join(one['configurations']))}</td>{names.cell(one['temperature'])}{''.join(cells)}"
 
 

@@ -36,7 +36,7 @@ def classes(results: Results) -> Iterator[str]:
     shown, counts = names.split(known(results.crossval, results.crossval["foreground_mean"]))
     yield per_class(results.crossval, shown, results.cases.labels)
     yield f'<p class="quiet">{_interval_note(results.crossval)}{names.LEGEND}</p>'
-    yield folded("Counts behind these means", per_class(results.crossval, counts, results.cases.labels))
+    yield folded("Volumes and counts behind these means", per_class(results.crossval, counts, results.cases.labels))
 
 
 def _interval_note(crossval: Json) -> str:
@@ -73,13 +73,12 @@ def _with_interval(value: float | None, interval: Any, metric: str) -> str:
 def candidates(results: Results) -> str:
     """Configurations, their ensemble and what postprocessing makes of it, beside each other."""
     shown, _ = names.split(known(results.crossval, results.crossval["foreground_mean"]))
-    shown = [name for name in shown if not name.startswith("volume_")]
     labels = results.cases.labels
-    tables = {f"{name} alone": results.of_configuration(name) for name in results.validations}
+    tables = {name: results.of_configuration(name) for name in results.validations}
     if len(results.params.configurations) > 1:
-        tables["ensemble of " + ", ".join(results.params.configurations)] = results.crossval
+        tables[" + ".join(results.params.configurations)] = results.crossval
     if postprocessed := results.crossval.get("postprocessed"):
-        tables["after postprocessing"] = postprocessed
+        tables[f"{' + '.join(postprocessed['members'])}, postprocessed"] = postprocessed
     rows = (_candidate(name, table, labels, shown) for name, table in tables.items())
     head = ["", *(f"Dice {class_name(name, labels)}" for name in labels.foreground), *map(names.of, shown)]
     return wide(head, rows)
@@ -114,7 +113,7 @@ def cases(results: Results) -> str:
     Dice of each class; all other metrics as means of the classes, or the table would be as wide as both together.
     """
     shown, _ = names.split(known(results.crossval, results.crossval["foreground_mean"]))
-    others = [metric for metric in shown if metric != "Dice" and not metric.startswith("volume_")]
+    others = [metric for metric in shown if metric != "Dice"]
     labels = results.cases.labels
     head = ["case", "fold", "Dice, mean", *(f"Dice {class_name(name, labels)}" for name in labels.foreground)]
     rows = (_case_row(case, labels, others) for case in results.validated)
