@@ -68,6 +68,13 @@ def test_nulls_are_left_out_as_in_the_tables():
     assert between["low"] < (gaps[:, 0].mean() + known.mean()) / 2 < between["high"]
 
 
+def test_a_class_that_no_case_has_leaves_the_foreground_alone():
+    absent = np.column_stack([VALUES[:, 0], np.full(len(VALUES), np.nan)])
+    found = intervals(absent)
+    assert found["foreground_mean"]["Dice"] == found["mean"]["0"]["Dice"]
+    assert found["mean"]["1"]["Dice"] is None
+
+
 def test_one_case_says_nothing_of_how_sure_it_is():
     alone = np.full((4, 2), np.nan)
     alone[:, 0] = 0.5
