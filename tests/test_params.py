@@ -526,3 +526,31 @@ def test_settings_cannot_be_changed_after_reading() -> None:
     loaded = params.load(REPO / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
         loaded.train.epochs = 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("evaluate.nsd_tolerance_mm", 0.0, "greater than 0"),
+        ("evaluate.nsd_tolerance_mm", {}, "at least 1 item"),
+        ("evaluate.lesion_match", "all", "'any'"),
+        ("evaluate.lesion_match", 1.5, "less than or equal to 1"),
+        ("evaluate.lesion_connectivity", 8, "6, 18 or 26"),
+        ("evaluate.confidence_level", 1.0, "less than 1"),
+    ],
+)
+def test_a_way_to_score_that_does_not_exist_is_refused(
+    message: Callable[..., str], key: str, value: object, expected: str
+) -> None:
+    assert expected in field(message({key: value}), "expected")[0]
+
+
+def test_another_way_to_score_is_another_identity_and_another_level_is_none(settings: Settings, tmp_path: Path) -> None:
+    before = params.load(write(tmp_path, yaml.safe_dump(settings))).evaluate.scoring()
+    set_all(settings, {"evaluate.confidence_level": 0.9, "evaluate.bootstrap_seed": 1})
+    assert params.load(write(tmp_path, yaml.safe_dump(settings))).evaluate.scoring() == before
+    for key, value in (("nsd_tolerance_mm", {"liver": 1.0}), ("lesion_match", 0.1), ("lesion_connectivity", 6)):
+        set_all(settings, {f"evaluate.{key}": value})
+        after = params.load(write(tmp_path, yaml.safe_dump(settings))).evaluate.scoring()
+        assert after != before
+        before = after

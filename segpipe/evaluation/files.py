@@ -78,7 +78,7 @@ def evaluate(prediction: Path, reference: Path, way: Way, only_predicted: bool =
         problems.append(_nothing_to_score(reference))
     raise_all(f"{prediction} cannot be scored", problems)
     labels = way.labels or labels_module.parse({"background": 0, **{str(value): value for value in found}}, None, "")
-    metrics.tolerances_mm(way.settings, labels)
+    way.settings.tolerances_mm(labels.foreground)
     with ThreadPoolExecutor(_at_once(facts, way)) as pool:
         rows = list(pool.map(lambda pair: _score(pair, labels, way.settings), pairs))
     return {

@@ -1,12 +1,11 @@
 """One pair of masks in, numbers with units out. docs/metrics.md defines each of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from segpipe.data.formats.grid import SLICE_THICKNESS_2D
 from segpipe.data.labels import Labels
-from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import surface
 from segpipe.evaluation.lesions import LESIONS, lesion_metrics
 from segpipe.evaluation.overlap import OVERLAP, LabelMap, Numbers, Pair, mask_pairs, overlap
@@ -33,31 +32,13 @@ def case_metrics(
 
     Raises SegpipeError where settings.nsd_tolerance_mm names other classes than there are.
     """
-    tolerance_mm = tolerances_mm(settings, labels)
+    tolerance_mm = settings.tolerances_mm(labels.foreground)
     return {
         labels.key(name): (
             mask_metrics(pair, spacing_mm, tolerance_mm[name], settings) if pair else dict.fromkeys(METRICS)
         )
         for name, pair in mask_pairs(predicted, reference, labels, annotated)
     }
-
-
-def tolerances_mm(settings: Evaluate, labels: Labels) -> Mapping[str, float]:
-    """The tolerance of every class or region. Raises SegpipeError where some are given, but not for all classes."""
-    given = settings.nsd_tolerance_mm
-    if not isinstance(given, dict):
-        return dict.fromkeys(labels.foreground, given)
-    if given.keys() != labels.foreground.keys():
-        raise SegpipeError(
-            problem(
-                "tolerances of other classes",
-                where="params.yaml: evaluate.nsd_tolerance_mm",
-                found=", ".join(given),
-                expected=", ".join(labels.foreground),
-                cure="give one for each class, or one number for all",
-            )
-        )
-    return given
 
 
 def mask_metrics(pair: Pair, spacing_mm: Sequence[float], tolerance_mm: float, settings: Evaluate) -> Numbers:

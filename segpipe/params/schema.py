@@ -1,11 +1,12 @@
 """The schema of params.yaml: every key, its type and its range. Nothing has a default; the file says it all."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from segpipe.errors import SegpipeError, problem
 from segpipe.params.fields import (
     CASCADE,
     FULLRES,
@@ -127,6 +128,23 @@ class Evaluate(Section):
     def scoring(self) -> dict[str, Any]:
         """What the numbers of one case depend on; the rest is about intervals of means."""
         return self.model_dump(mode="json", include={"nsd_tolerance_mm", "lesion_match", "lesion_connectivity"})
+
+    def tolerances_mm(self, classes: Collection[str]) -> dict[str, float]:
+        """Of every class or region. Raises SegpipeError where some are given, but not for exactly these."""
+        given = self.nsd_tolerance_mm
+        if not isinstance(given, dict):
+            return dict.fromkeys(classes, given)
+        if given.keys() != set(classes):
+            raise SegpipeError(
+                problem(
+                    "tolerances of other classes",
+                    where="params.yaml: evaluate.nsd_tolerance_mm",
+                    found=", ".join(given),
+                    expected=", ".join(classes),
+                    cure="give one for each class, or one number for all",
+                )
+            )
+        return given
 
 
 class Calibrate(Section):

@@ -22,6 +22,7 @@ try:
     )
     if LABELS is not None:
         check.check(PARAMS, LABELS)
+        PARAMS.evaluate.tolerances_mm(LABELS.foreground)
 except SegpipeError as error:
     raise WorkflowError(str(error))
 
