@@ -10,7 +10,7 @@ from tiny import DATA, params, planned, wave
 from torch import nn
 
 from segpipe.inference import window
-from segpipe.inference.window import importance, mirrorings, tile_starts
+from segpipe.inference.window import Seen, Tiles, importance, mirrorings, tile_starts
 from segpipe.training.network import build
 
 ORACLE = np.load(DATA / "core_oracle.npz")
@@ -187,3 +187,95 @@ def test_bf16_is_computed_and_summed_in_float32():
     assert full.dtype == half.dtype == torch.float32
     assert not torch.equal(full, half)
     assert float((full - half).abs().mean()) < 0.02
+
+
+# ---- plane by plane --------------------------------------------------------------------------------------------------
+
+PATCH = (8, 12, 10)
+
+
+def tiles(networks, patch=PATCH, mirror=(), step=0.5, **changes):
+    return Tiles(networks, 2, patch, False, mirror, step, torch.float32, **changes)
+
+
+@pytest.mark.parametrize("shape", [(19, 12, 25), (5, 17, 4), (40, 30, 11)])
+@pytest.mark.parametrize("mirror", [(), (0, 2)])
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_parts_of_a_case_are_those_of_the_whole(monkeypatch, shape, mirror, at_once):
+    """Ranges of planes that overlap, leave some out, or are the rest; of some rows and columns."""
+    monkeypatch.setattr(window, "VOXELS_PER_FORWARD", {"cpu": at_once * 8 * 12 * 10})
+    network, image = Weighted(PATCH), wave(2, *shape)
+    expected = predict([network], image, PATCH, mirror)
+    n, rows, columns = shape[0], slice(shape[1] // 3, shape[1] - 1), slice(1, shape[2] // 2 + 1)
+    for needs in ([(0, n)], [(0, 3), (2, 4), (4, n)], [(n // 2, n // 2 + 1), (n - 1, n)]):
+        sweep = Seen(tiles([network], mirror=mirror), image).column(rows, columns)
+        depth = sweep.depth(needs)
+        for start, stop in needs:
+            found = sweep.planes(start, stop, depth)
+            assert torch.allclose(found, expected[:, start:stop, rows, columns], atol=1e-5)
+        assert sweep.buffer.shape[1] == depth
+
+
+def test_a_long_case_takes_no_deeper_buffer_than_a_short_one():
+    depths = [
+        Seen(tiles([Same()]), torch.zeros(2, length, 20, 20))
+        .column(slice(0, 20), slice(0, 20))
+        .depth([(start, start + 4) for start in range(0, length, 4)])
+        for length in (40, 400)
+    ]
+    assert depths[0] == depths[1] <= PATCH[0] + 4
+
+
+def test_only_tiles_that_reach_into_the_column_are_computed():
+    seen = []
+
+    class Counting(Same):
+        def forward(self, x):
+            seen.extend(x)
+            return x
+
+    image = wave(2, 8, 60, 10)
+    sweep = Seen(tiles([Counting()]), image).column(slice(0, 6), slice(0, 10))
+    sweep.planes(0, 8, sweep.depth([(0, 8)]))
+    assert len(seen) == 1
+    assert torch.equal(seen[0], image[:, :8, :12, :10])
+
+
+@pytest.mark.parametrize("mirror", [(), (1,)])
+def test_tiles_of_one_value_are_computed_once_and_as_any_other(mirror):
+    calls = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Weighted(PATCH)
+
+        def forward(self, x):
+            calls.extend(x)
+            return self.inner(x) + 1
+
+    image = torch.full((2, 48, 24, 10), -1.5)
+    image[1] = 0.25
+    image[:, 30:] = wave(2, 18, 24, 10)
+    found = predict([Counting()], image, PATCH, mirror)
+    n_tiles = 11 * 3
+    uniform = 6 * 3  # those that end before plane 30
+    assert len(calls) == (n_tiles - uniform) * (1 + len(mirror)) + 1 + 1  # one for all uniform ones, one example
+    n_calls = len(calls)
+    noisy = image + 1e-7 * torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(found, predict([Counting()], noisy, PATCH, mirror), atol=1e-5)
+    assert len(calls) - n_calls == n_tiles * (1 + len(mirror)) + 1
+
+
+def test_networks_may_be_kept_apart():
+    image, networks = wave(2, 13, 12, 20), [Weighted(PATCH, seed) for seed in (1, 2, 3)]
+    sweep = Seen(tiles(networks, mirror=(0,), apart=True), image).column(slice(0, 12), slice(0, 20))
+    together = sweep.planes(0, 13, sweep.depth([(0, 13)])).unflatten(0, (3, 2))
+    for network, logits in zip(networks, together, strict=True):
+        assert torch.allclose(logits, predict([network], image, PATCH, (0,)), atol=1e-5)
+
+
+def test_tiles_of_many_classes_go_through_in_smaller_groups(monkeypatch):
+    monkeypatch.setattr(window, "VALUES_PER_FORWARD", {"cpu": 2 * 8 * 12 * 10 * 2})
+    assert tiles([Same()]).at_once("cpu") == 2
+    assert tiles([Same(), Same()]).at_once("cpu") == 1
