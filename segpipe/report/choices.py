@@ -43,7 +43,7 @@ def postprocessing(content: Json, labels: Labels) -> Iterator[str]:
     """The rules that are kept, and all that were tried, folded away. `content`: of postprocessing.json."""
     kept = "".join(f"<li>{escape(str(Rule(**one)))}</li>" for one in content["rules"])
     members = escape(" + ".join(content["members"]))
-    yield f"<p>Removed from what {members} predicts:</p><ul>{kept}</ul>" if kept else "<p>Nothing is removed.</p>"
+    yield f"<p>Of what {members} predicts, these stay:</p><ul>{kept}</ul>" if kept else "<p>Nothing is removed.</p>"
     yield '<p class="quiet">A rule is kept where the mean Dice rises and that of no class falls.</p>'
     of_classes = (f"change, {class_name(name, labels)}" for name in labels.foreground)
     head = ["rule", "mean Dice before", "after", *of_classes, ""]

@@ -36,6 +36,7 @@ def validated(results: Results) -> Iterator[str]:
     """Overlays of the chosen validation cases."""
     yield SWITCHES
     yield legend(results.cases.labels)
+    yield '<p class="quiet">Planes through the place where most is wrong; segmentations before postprocessing.</p>'
     for what, case in chosen(results.validated, results.params.report.cases):
         yield _overlay(results, what, case)
 
