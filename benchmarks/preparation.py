@@ -23,22 +23,17 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import measuring
 import nibabel
 import numpy as np
-import psutil
 from preparation_report import SIDES, summed_up, tables
+from running import Measured, leave_on_sigterm, measure, own_path, peer_versions, read_once
 
 from segpipe import digest
 from segpipe.prepare.resample import resample_image, resample_label
@@ -51,58 +46,8 @@ DATASETS = ("Dataset004_Hippocampus", "Dataset027_ACDC", LARGE_FROM, LARGE)
 WORKERS = {"1": ["-npfp", "1", "-np", "1", "1"], "2": ["-npfp", "2", "-np", "2", "2"], "default": []}
 CONFIGURATIONS = ("2d", "3d_fullres")
 SAMPLE_S, LARGE_SAMPLE_S = 0.2, 2.0
+PEER_PACKAGES = ("nnunetv2", "numpy", "scipy", "scikit-image", "blosc2", "SimpleITK", "torch")
 SHAPES = "import blosc2, json, sys; print(json.dumps([blosc2.open(urlpath=p, mode='r').shape for p in sys.argv[1:]]))"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One run of one program. peak_mib : 0 where nothing looked on"""
-
-    wall_s: float
-    cpu_s: float
-    peak_mib: float
-
-
-def measure(command: list[str], environment: dict[str, str], log: Path, sample_s: float | None) -> Measured:
-    """Run a program to its end. Stops this one, with what that said, where it fails; ends it where this one is stopped.
-
-    sample_s : how often to add up its memory; None: never
-    """
-    peak_mib, over = [0.0], threading.Event()
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    began = time.perf_counter()
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, env={**kept, **environment}, stdout=file, stderr=file, start_new_session=True
-        )
-    watch = threading.Thread(target=_watch, args=(process.pid, peak_mib, over, sample_s)) if sample_s else None
-    try:
-        if watch:
-            watch.start()
-        _, status, usage = os.wait4(process.pid, 0)  # with all processes that it waited for
-        wall_s = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-    finally:
-        over.set()
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its session: the workers too
-            process.wait()
-        if watch:
-            watch.join()
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}\n{log.read_text()[-2000:]}")
-    return Measured(wall_s, usage.ru_utime + usage.ru_stime, peak_mib[0])
-
-
-def _watch(pid: int, peak_mib: list[float], over: threading.Event, sample_s: float) -> None:
-    while not over.wait(sample_s):
-        total = 0
-        with suppress(psutil.Error):
-            main = psutil.Process(pid)
-            for process in [main, *main.children(recursive=True)]:
-                with suppress(psutil.Error):
-                    total += process.memory_full_info().pss
-        peak_mib[0] = max(peak_mib[0], total / 2**20)
 
 
 class Programs:
@@ -124,8 +69,7 @@ class Programs:
     def _ours(self, dataset: str, sample_s: float | None) -> Measured:
         out = self._new("segpipe", dataset)
         command = [sys.executable, str(HERE / "segpipe_preparation.py"), str(self.work / "raw" / dataset), str(out)]
-        path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return measure(command, {"PYTHONPATH": path}, self.work / "segpipe.log", sample_s)
+        return measure(command, own_path(), self.work / "segpipe.log", sample_s)
 
     def _theirs(self, dataset: str, sample_s: float | None) -> Measured:
         self._new("preprocessed", dataset)
@@ -222,7 +166,7 @@ def run(programs: Programs, datasets: list[str], repeats: int) -> tuple[dict[str
     tried: dict[str, Measured] = {}
     found: dict[str, Any] = {}
     for dataset in datasets:
-        _read(programs.work / "raw" / dataset)
+        read_once(programs.work / "raw" / dataset)
         sample_s, n_rounds = (LARGE_SAMPLE_S, 1) if dataset == LARGE else (None, repeats)
         runs: dict[str, list[Measured]] = {side: [] for side in SIDES}
         if not tried:
@@ -239,21 +183,6 @@ def run(programs: Programs, datasets: list[str], repeats: int) -> tuple[dict[str
     return tried, found
 
 
-def _read(folder: Path) -> None:
-    """So that whoever goes first does not wait for the disk."""
-    for path in folder.resolve().rglob("*"):
-        if path.is_file():
-            path.read_bytes()
-
-
-def peer_versions(python: Path) -> dict[str, str]:
-    """Of the packages that nnU-Net prepares with."""
-    names = ("nnunetv2", "numpy", "scipy", "scikit-image", "blosc2", "SimpleITK", "torch")
-    found = f"{{'python': platform.python_version(), **{{n: version(n) for n in {names}}}}}"
-    code = f"from importlib.metadata import version; import json, platform; print(json.dumps({found}))"
-    return dict(json.loads(subprocess.run([python, "-c", code], capture_output=True, check=True).stdout))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nnunet-python", type=Path, required=True, help="interpreter with nnunetv2 2.8")
@@ -264,8 +193,8 @@ def main() -> None:
     args = parser.parse_args()
     if not os.access(args.out.parent, os.W_OK):
         parser.error(f"--out: {args.out.parent} is no folder that can be written to")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave as on Ctrl-C: nothing stays behind
-    peer, datasets = peer_versions(args.nnunet_python), args.datasets.split(",")
+    leave_on_sigterm()
+    peer, datasets = peer_versions(args.nnunet_python, PEER_PACKAGES), args.datasets.split(",")
     with tempfile.TemporaryDirectory() as folder:
         programs = Programs(args.nnunet_python, Path(folder))
         for dataset in datasets:

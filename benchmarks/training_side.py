@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+from running import own_path, pss_mib
 
 HERE = Path(__file__).resolve().parent
 SAMPLE_S = 0.2
@@ -83,27 +83,15 @@ class Side:
 
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(SAMPLE_S):
-            self.peak_mib = max(self.peak_mib, _pss_mib(self.process.pid))
+            self.peak_mib = max(self.peak_mib, pss_mib(self.process.pid))
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
 
-def _pss_mib(pid: int) -> float:
-    """Memory of a process and its descendants, what they share counted once; 0 where the system does not tell."""
-    total = 0
-    with suppress(psutil.Error):
-        main = psutil.Process(pid)
-        for process in [main, *main.children(recursive=True)]:
-            with suppress(psutil.Error, AttributeError):
-                total += process.memory_full_info().pss
-    return total / 2**20
-
-
 def segpipe_side(project: Path, configuration: str, variant: str = "") -> Side:
     """segpipe on a project. variant : what it has in place of settings of `runtime`, with commas: compile=graphs"""
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [
         sys.executable,
         HERE / "segpipe_training_speed.py",
@@ -111,7 +99,7 @@ def segpipe_side(project: Path, configuration: str, variant: str = "") -> Side:
         configuration,
         *filter(None, variant.split(",")),
     ]
-    return Side(f"segpipe, {variant}" if variant else "segpipe", command, {"PYTHONPATH": path}, project)
+    return Side(f"segpipe, {variant}" if variant else "segpipe", command, own_path(), project)
 
 
 def nnunet_side(

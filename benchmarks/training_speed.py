@@ -13,7 +13,6 @@ segpipe is measured alone.
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import measuring
 import training_report
+from running import leave_on_sigterm
 from training_plans import DEFAULT, PLANS, Amount, Plan, project
 from training_side import Answer, Side, nnunet_prepare, nnunet_side, segpipe_side
 
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or stopped processes would stay
+    leave_on_sigterm()  # or stopped processes would stay
     args = arguments()
     args.out = args.out or RESULTS / f"training_speed_{args.device}.json"
     args.plans = args.plans or ",".join(DEFAULT[args.device])
