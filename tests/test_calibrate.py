@@ -96,6 +96,23 @@ def test_one_fold_alone_has_nothing_to_hold_out(prepared):
     assert only["after"]["near"]["nll"] < only["before"]["near"]["nll"]
 
 
+def test_near_is_what_is_labelled_or_segmented_by_anybody(prepared):
+    names = ("2d", "3d_fullres")
+    changes = {"configurations": list(names), "calibrate__near_mm": 0.0}
+    content = run(prepared, folds_of(prepared, names)[::2], voxels=1000, **changes)  # fold 0 of both
+    case = prepared.cases.training[0]
+    segmented = [random_softmax(prepared, case, 10 * seed, 1.5).argmax(0) > 0 for seed in range(2)]
+    foreground = segmented[0] | segmented[1] | (prepared.cases.read_label(case) > 0)
+    assert [one["before"]["near"]["voxels"] for one in content["calibrations"]] == [foreground.sum()] * 3
+
+
+def test_all_cases_together_have_so_many_voxels(prepared, monkeypatch):
+    drawn, draw = [], voxel_sample.draw
+    monkeypatch.setattr(voxel_sample, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    run(prepared, folds_of(prepared), voxels=1000, calibrate__near_mm=0.0)
+    assert [len(index) for index, _ in drawn] == [500, 500]
+
+
 def test_a_sample_speaks_for_all_voxels(prepared):
     """A tenth of them, drawn by the seed alone: the same file again, whatever the number of threads."""
     folders = folds_of(prepared, dtype="float16")
@@ -180,13 +197,14 @@ def test_a_list_of_other_folds_is_refused(prepared, monkeypatch, capsys):
     settings = params(folds=[0, 1])
     monkeypatch.setattr(scripts.params_module, "load", lambda: settings)
     folders = [f"results/3d_fullres/fold_{fold}/validation_final" for fold in (0, 1)]
-    for given, code in ((folders, None), (folders[:1], 2), (folders[::-1], 2)):
+    of_fold = [*folders[1:], "--fold", "1"]  # as the rule ensemble passes it
+    for given, code in ((folders, None), (folders[:1], 2), (folders[::-1], 2), (of_fold, None)):
         called = []
         monkeypatch.setattr(sys, "argv", ["calibrate.py", "--validations", *given])
         try:
-            scripts.run(lambda args, _, called=called: called.append(args.validations), "--validations+")
+            scripts.run(lambda args, _, called=called: called.append(args.validations), "--validations+", "--fold?")
             ended = None
         except SystemExit as stopped:
             ended = stopped.code
         assert ended == code
-        assert called == ([given] if code is None else [])
+        assert called == ([[path for path in given if "/" in path]] if code is None else [])

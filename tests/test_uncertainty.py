@@ -62,7 +62,7 @@ def test_plain_classes_agree_with_scipy(heads):
 
 
 def test_of_regions_the_one_most_disagreed_about_counts():
-    members = random_members(3, 2, seed=1).sigmoid()
+    members = random_members(3, 3, seed=1).sigmoid()
     both = torch.stack([members, 1 - members])  # inside, outside
     bits = entropy(both.mean(1).numpy(), axis=0, base=2) - entropy(both.numpy(), axis=0, base=2).mean(0)
     assert gathered(members, has_regions=True).mutual_information().numpy() == pytest.approx(bits.max(0), abs=1e-6)
@@ -102,6 +102,14 @@ def test_a_weight_counts_a_member_several_times():
     assert torch.allclose(twice.mutual_information(), weighted.mutual_information(), atol=1e-6)
     assert torch.allclose(twice.mean(), weighted.mean(), atol=1e-7)
     assert twice.mutual_information().max() > 0.01
+
+
+def test_half_precision_is_summed_in_single():
+    members = random_members(3, 3, seed=5).softmax(1).half()
+    half = Disagreement(SHAPE, 3, has_regions=False)
+    for member in members:
+        half.add(member)
+    assert torch.equal(half.mutual_information(), gathered(members).mutual_information())
 
 
 def test_numbers_may_be_asked_for_in_between():
