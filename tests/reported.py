@@ -92,7 +92,7 @@ def run(
     folder: Path, test: Sequence[str] = ("t0",), changes: Mapping[str, Any] | None = None, configurations: int = 1
 ) -> Results:
     """Six cases in two folds, each worse by a voxel than the one before; `f` has no kidney, and none was predicted."""
-    root, train = folder / "raw/Dataset007_Odd", ["a&b", "b", "c", "d", "e", "f"]
+    root, train = folder / "raw/Dataset007_A&B", ["a&b", "b", "c", "d", "e", "f"]
     names = ["3d_fullres", "2d"][:configurations]
     params = tiny.params(dataset=os.fspath(root), configurations=names, **(changes or {}))
     write_dataset(root, train, test, without_kidney=["f"])
