@@ -223,8 +223,16 @@ def test_another_checkpoint_only_validates_and_what_follows(copy: Project) -> No
 
 def test_two_configurations_are_ensembled_from_their_softmax(copy: Project) -> None:
     copy.set("configurations", ["2d", "3d_fullres"])
-    copy.snakemake(FOLD_0)
+    copy.set("folds", [0])
+    copy.set("predict.models", "best")
+    crossval = "results/crossval/summary.json"
+    copy.snakemake(crossval)
     results = copy.folder / "results"
+    choice = read_json(results / "crossval/model_choice.json")
+    assert [one["members"] for one in choice["candidates"]] == [["2d"], ["3d_fullres"], ["2d", "3d_fullres"]]
+    after = read_json(copy.folder / crossval)["postprocessed"]
+    assert (after["models"], after["members"]) == ("best", choice["chosen"])
+    assert after["rules"] == read_json(results / "crossval/postprocessing.json")["rules"]
     assert sorted(read_json(results / "fold_0/summary.json")["members"]) == ["2d", "3d_fullres"]
     for file in names(results / "fold_0/segmentations"):
         case = file.removesuffix(".nii.gz")

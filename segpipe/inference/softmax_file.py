@@ -21,6 +21,7 @@ from isal import isal_zlib
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from stream_zip import ZIP_64, stream_zip
+from torch import Tensor
 
 from segpipe import digest
 from segpipe.errors import SegpipeError, problem
@@ -29,6 +30,7 @@ from segpipe.inference.export import Probabilities
 KEY = "probabilities"
 LEVEL = 1  # of ISA-L: sizes as zlib's levels 1 to 6 give them, at ten times the speed (benchmarks/softmax_saving.py)
 BLOCK_BYTES = 1 << 20  # read, and handed to the compressor, at once
+SERIAL = 2**15 - 1  # numbers below which torch starts no other threads
 BEGINNING = datetime(1980, 1, 1)  # of a zip file's calendar: files of the same content are the same
 UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
 
@@ -68,14 +70,23 @@ def _compressor() -> Any:
 
 
 def _content(header: bytes, classes: Iterable[Probabilities], dtype: str) -> Iterator[bytes]:
-    """Of the npy file within the zip file. torch converts to float16 twenty times as fast as numpy."""
+    """Of the npy file within the zip file."""
     yield header
-    stored: torch.dtype = getattr(torch, dtype)
     for one in classes:
         slices = max(1, BLOCK_BYTES // (4 * prod(one.shape[1:])))
         for start in range(0, len(one), slices):
-            block = torch.from_numpy(np.array(one[start : start + slices], one.dtype.newbyteorder("="), order="C"))
-            yield block.to(stored).numpy().tobytes()
+            block = np.array(one[start : start + slices], one.dtype.newbyteorder("="), order="C")
+            yield _converted(torch.from_numpy(block).flatten(), getattr(torch, dtype)).numpy().tobytes()
+
+
+def _converted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """torch converts to float16 twenty times as fast as numpy; in parts that it leaves to the calling thread, as others
+    are busy with the next case.
+    """
+    stored = torch.empty(values.shape, dtype=dtype)
+    for target, part in zip(stored.split(SERIAL), values.split(SERIAL), strict=True):
+        target.copy_(part)
+    return stored
 
 
 def load(path: Path) -> Probabilities:
