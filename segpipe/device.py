@@ -141,7 +141,13 @@ def buffer_bytes(device: torch.device) -> int:
 
     On the CPU so little that a case of any number of classes leaves room for others.
     """
-    return free_bytes(device) // 2 if device.type == "cuda" else min(BUFFER_BYTES, available_bytes() // 8)
+    return usable_bytes(device) // 2 if device.type == "cuda" else min(BUFFER_BYTES, available_bytes() // 8)
+
+
+def usable_bytes(device: torch.device) -> int:
+    """Memory of a CUDA device that is free, or kept by this process for its next tensors."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free_bytes(device) + kept
 
 
 def available_bytes() -> int:

@@ -407,11 +407,12 @@ def test_a_case_larger_than_the_memory_is_refused_before_it_is_predicted(predict
     assert not counted
 
 
-def test_a_full_disk_ends_the_call(predictor, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("n_cases", [1, 3])
+def test_a_full_disk_ends_the_call(predictor, folder, tmp_path, monkeypatch, n_cases):
     def full(*rest):
         raise OSError("disk full")
 
     monkeypatch.setattr(image, "write_label_like", full)
     with pytest.raises(OSError, match="disk full"):
-        predictor.files(folder, tmp_path / "out")
+        predictor.files(sorted(folder.iterdir())[: 2 * n_cases], tmp_path / "out")
     assert not list((tmp_path / "out/.segpipe").glob("*"))

@@ -2,20 +2,16 @@
 
 from math import prod
 
-import torch
-
 from segpipe import device
 from segpipe.data.image import Volume
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference.models import Ensemble
-from segpipe.inference.predict import Model
+from segpipe.inference.predict import Model, forward_bytes
 from segpipe.inference.window import VOXELS_PER_FORWARD
 from segpipe.prepare.preprocess import case_target_mm
 from segpipe.prepare.spacing import resampled_shape
 
 COPIES = 3  # of the image, of float32, that are there together while it is prepared
-FEATURE_MAPS = 6  # of the first stage, that a forward pass holds at its widest
-LOGITS = 3  # copies of those of a group of tiles
 GB = 1e9
 
 
@@ -33,11 +29,9 @@ def _of_model(model: Model, volume: Volume) -> int:
     prepared = COPIES * 4 * len(volume.array) * max(voxels, prod(volume.shape))
     if model.device.type != "cpu":
         return prepared
-    heads, patch = len(model.labels.heads), prod(model.planned.patch_size)
-    at_once = max(patch, VOXELS_PER_FORWARD["cpu"])
-    forward_pass = 4 * at_once * (LOGITS * heads + FEATURE_MAPS * model.planned.features_per_stage[0])
-    logits = min(device.buffer_bytes(torch.device("cpu")), 4 * heads * voxels)
-    return prepared + logits + forward_pass
+    at_once = max(1, VOXELS_PER_FORWARD["cpu"] // prod(model.planned.patch_size))
+    logits = min(device.buffer_bytes(model.device), 4 * len(model.labels.heads) * voxels)
+    return prepared + logits + at_once * forward_bytes(model)
 
 
 def require(case: str, ensemble: Ensemble, volume: Volume) -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ log = getLogger(__name__)
 
 
 TRAINED = "trained"
+FEATURE_MAPS = 6  # of the first stage, float32, that are there together in a forward pass
+LOGITS = 3  # copies of a tile's, float32
 TENSORS = ("network", "averaged", "resume")  # what is large in a checkpoint
 
 
@@ -161,8 +164,16 @@ def seen(model: Model, prepared: Prepared, way: Way, apart: bool = False) -> See
     flat = 3 - len(patch)
     z, y, x = (*((1,) * flat), *patch)
     n_heads = len(model.labels.heads)
-    tiles = Tiles(model.networks, n_heads, (z, y, x), flat > 0, axes, way.step_size, model.dtype, apart)
+    # a quarter of a GPU's memory: half is for the logits of the case
+    most = device.usable_bytes(model.device) // 4 // forward_bytes(model) if model.device.type == "cuda" else None
+    tiles = Tiles(model.networks, n_heads, (z, y, x), flat > 0, axes, way.step_size, model.dtype, apart, most)
     return Seen(tiles, torch.from_numpy(prepared.network_input(model.labels)).to(model.device))
+
+
+def forward_bytes(model: Model) -> int:
+    """What one tile takes on its way through a network at its widest, an estimate."""
+    values = LOGITS * len(model.labels.heads) + FEATURE_MAPS * model.planned.features_per_stage[0]
+    return 4 * prod(model.planned.patch_size) * values
 
 
 def segment(model: Model, prepared: Prepared, way: Way) -> NDArray[np.int16]:

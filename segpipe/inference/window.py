@@ -64,6 +64,7 @@ class Tiles:
     mirror_axes : of the networks' own axes
     dtype : of the convolutions; float32 is no autocast
     apart : give the logits of each network instead of their mean
+    most : tiles and flips that may go through the networks together, whatever their size; None: as many as are fast
     """
 
     networks: Sequence[nn.Module]
@@ -74,6 +75,7 @@ class Tiles:
     step_size: float
     dtype: torch.dtype
     apart: bool = False
+    most: int | None = None
 
     @property
     def flips(self) -> list[Flip]:
@@ -94,7 +96,8 @@ class Tiles:
         """How many tiles and flips go through the networks together."""
         voxels = prod(self.patch)
         by_values = VALUES_PER_FORWARD[device] // (voxels * self.n_heads * len(self.networks))
-        return max(1, min(VOXELS_PER_FORWARD[device] // voxels, by_values))
+        fast = min(VOXELS_PER_FORWARD[device] // voxels, by_values)
+        return max(1, fast if self.most is None else min(fast, self.most))
 
     @torch.inference_mode()
     def forward(self, inputs: Tensor) -> Tensor:
