@@ -159,7 +159,8 @@ def main() -> None:
             workers = list(WORKERS) if rounds > 1 else ["1"]
             for mirroring in (False, True) if task.mirrored else (False,):
                 one = measured(programs, mirroring, rounds, workers)
-                row = {"title": task.title, "mirroring": mirroring, "n_cases": len(found.names), **one}
+                title = f"{task.title}, {len(found.names)} case{'s' * (len(found.names) > 1)}"
+                row = {"title": title, "mirroring": mirroring, "n_cases": len(found.names), **one}
                 content["tasks"][f"{key}, {'mirrored' if mirroring else 'not mirrored'}"] = row
                 print(f"{key}: {row}", file=sys.stderr, flush=True)
                 digest.write_json(args.out, content)

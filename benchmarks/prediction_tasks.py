@@ -37,9 +37,9 @@ class Task:
 
 HIPPOCAMPUS, NUCLEI = ("Dataset004_Hippocampus", "3d_fullres"), ("Dataset103_Nuclei2D", "2d")
 TASKS = {
-    "hippocampus": Task("Hippocampus, 20 cases of imagesTs", *HIPPOCAMPUS, "test", True, 9),
-    "nuclei": Task("Nuclei2D, 14 held-out images", *NUCLEI, "held_out", True, 9),
-    "large": Task("Hippocampus, one case resampled to 400 x 400 x 200", *HIPPOCAMPUS, "large", False, 1),
+    "hippocampus": Task("Hippocampus, imagesTs", *HIPPOCAMPUS, "test", True, 9),
+    "nuclei": Task("Nuclei2D, held out", *NUCLEI, "held_out", True, 9),
+    "large": Task("400 x 400 x 200 voxels", *HIPPOCAMPUS, "large", False, 1),
 }
 
 
