@@ -94,6 +94,7 @@ def test_folders_of_nnunet(tmp_path):
     probabilities = mean(range(2), "b", n_classes=2)
     expected = np.where(probabilities[1] > 0.5, 2, np.where(probabilities[0] > 0.5, 1, 0))
     assert np.array_equal(read(tmp_path / "out/b.nii.gz"), expected)
+    assert folders.Folder.read(made[1]).labels == folders.Folder.read(made[0]).labels is not None
 
 
 def test_validation_folders(tmp_path):

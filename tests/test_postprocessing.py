@@ -138,11 +138,13 @@ def test_in_2d_sizes_are_voxels():
 def test_a_rule_that_helps_one_class_and_harms_another_is_dropped():
     reference = np.zeros((6, 12, 12), np.int16)
     reference[1, 1:5, 1:5] = 1
-    reference[4, 9, 9] = 2
+    reference[1, 5:9, 1:5] = reference[4, 9, 9] = 2
     segmentation = reference.copy()
-    segmentation[4, 1:3, 1:3] = 1
+    segmentation[4, 1:4, 1:4] = 1
     kept, tried = postprocessing.learn(segmented(TWO, [(segmentation, reference)] * 2), settings(ml=()))
     assert tried[0]["rule"]["of"] is None
+    assert tried[0]["after"]["foreground_mean"] > tried[0]["before"]["foreground_mean"]
+    assert not tried[0]["kept"]
     assert kept == [Rule("organ", largest_component=True)]
 
 

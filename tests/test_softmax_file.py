@@ -1,6 +1,5 @@
 """The saved softmax: what is written is read by numpy, what numpy writes is read; damage is named."""
 
-import os
 import tracemalloc
 import zipfile
 
@@ -45,7 +44,7 @@ def test_arrays_that_are_not_contiguous_are_saved(tmp_path):
 def test_the_same_content_is_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         softmax_file.save(tmp_path / f"{name}.npz", softmax(), "float16")
-    os.utime(tmp_path / "b.npz", (0, 0))
+    assert zipfile.ZipFile(tmp_path / "a.npz").infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
