@@ -161,7 +161,8 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
     paths = [*models_of(trained), flat]
     predict_dataset(cases, paths, ["3d_fullres", "2d"], tmp_path / "predictions", settings)
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
-        f"{case}.nii.gz" for case in cases.test
+        "labels.json",
+        *(f"{case}.nii.gz" for case in cases.test),
     ]
     assert len(cases.test) == 2
     for case in cases.test:
@@ -207,7 +208,7 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, t
         {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, tmp_path / "whole/predictions")
     ]
     assert files[0] == files[1]
-    assert len(files[0]) == 2
+    assert len(files[0]) == 3
 
 
 @pytest.mark.parametrize("changes", [{"validate__step_size": 0.5}, {"validate__mirroring": True}, {}])

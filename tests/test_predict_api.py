@@ -285,7 +285,7 @@ def test_what_does_not_fit_into_memory_goes_through_a_file(predictor, cascade, t
     assert len(made) == 2
     predictor.files(IMAGES, tmp_path / "out", Written("npz"))
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == sorted(
-        [".segpipe", f"{CASE}.nii.gz", f"{CASE}.npz"]
+        [".segpipe", "labels.json", f"{CASE}.nii.gz", f"{CASE}.npz"]
     )
 
 
@@ -376,7 +376,7 @@ def test_a_failed_case_is_told_and_the_others_go_on(flat, folder, tmp_path):
     assert "b_0001.nii.gz" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
-    records = [json.loads(path.read_text()) for path in (tmp_path / "out/.segpipe").iterdir()]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out/.segpipe").glob("*.json")]
     assert len(records) == 2
 
 
@@ -415,4 +415,4 @@ def test_a_full_disk_ends_the_call(predictor, folder, tmp_path, monkeypatch, n_c
     monkeypatch.setattr(image, "write_label_like", full)
     with pytest.raises(OSError, match="disk full"):
         predictor.files(sorted(folder.iterdir())[: 2 * n_cases], tmp_path / "out")
-    assert not list((tmp_path / "out/.segpipe").glob("*"))
+    assert not list((tmp_path / "out/.segpipe").glob("*.json"))

@@ -148,7 +148,7 @@ def test_all_bad_cases_are_named_and_the_others_predicted(folder, flat, tmp_path
     (folder / "broken_0001.nii.gz").write_bytes(second.read_bytes()[:2000])
     with pytest.raises(SegpipeError, match=r"(?s)2 problems.*alone.*found:    1.*CT, MRI.*broken_0001\.nii\.gz"):
         predict_folder(loaded(flat), folder, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == [f"{CASE}.nii.gz"]
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == [f"{CASE}.nii.gz"]
 
 
 def test_channels_of_different_shapes_are_refused(folder, content):
@@ -184,7 +184,7 @@ def test_a_segmentation_lies_where_its_image_does(flat, tmp_path):
     segpipe(
         "predict", "--model", flat, "-i", IMAGES, "-o", tmp_path, "--folds", "1", "--device", "cpu", "--step-size", 1
     )
-    assert [path.name for path in tmp_path.glob("[!.]*")] == [f"{CASE}.nii.gz"]
+    assert [path.name for path in tmp_path.glob("*.nii.gz")] == [f"{CASE}.nii.gz"]
     written, source = image.read_label(tmp_path / f"{CASE}.nii.gz"), image.read_image(IMAGES / f"{CASE}_0000.nii.gz")
     assert written.shape == source.shape
     assert np.allclose(written.affine, source.affine)

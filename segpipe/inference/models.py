@@ -118,7 +118,7 @@ def load(
     on: torch.device,
     weights: str,
     precision: str = predict.TRAINED,
-    shares: Mapping[Any, float] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> Ensemble:
     """Load checkpoints of one or several configurations onto a device.
 

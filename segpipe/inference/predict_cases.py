@@ -17,7 +17,7 @@ from segpipe import digest
 from segpipe.data import image
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem, raise_all
-from segpipe.inference import memory, postprocess, softmax_file
+from segpipe.inference import folders, memory, postprocess, softmax_file
 from segpipe.inference.case import Asked, Case, Predicted, predict_case
 from segpipe.inference.export import Probabilities
 from segpipe.inference.models import Ensemble
@@ -26,8 +26,7 @@ from segpipe.inference.predict import Way
 
 log = getLogger(__name__)
 
-PROBABILITIES, UNCERTAINTY = "_probabilities.nii.gz", "_uncertainty.nii.gz"
-RECORDS = ".segpipe"  # folder of the digests of finished cases
+PROBABILITIES, UNCERTAINTY = (f"{end}.nii.gz" for end in folders.NO_SEGMENTATIONS)
 WRITERS = 2  # threads that write while the next case is predicted
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
@@ -90,7 +89,7 @@ class Job:
 
     def record(self, case: str) -> Path:
         """Where the digest of a finished case is."""
-        return self.out / RECORDS / f"{case}.json"
+        return self.out / folders.RECORDS / f"{case}.json"
 
     def write(self, case: str, predicted: Predicted, made_of: str) -> None:
         """Write what is asked for; the record comes last."""
@@ -124,6 +123,7 @@ def run(job: Job, done: Callable[[int], None] = lambda n: None) -> None:
     _require_several(job)
     identity, problems = job.identity(), []
     names = job.cases.test
+    folders.describe(job.out, job.cases.labels, job.cases.orientation)
     waiting: deque[Future[None]] = deque()
     finished = 0
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:

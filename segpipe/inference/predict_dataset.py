@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segpipe import device, digest
 from segpipe.data.cases import Cases
-from segpipe.inference import calibrate, choice, models, postprocess, predict_cases
+from segpipe.inference import calibrate, choice, folders, models, postprocess, predict_cases
 from segpipe.inference.predict import tidy
 from segpipe.inference.predict_cases import Job, Written
 from segpipe.params import Params
@@ -46,7 +46,8 @@ def predict_dataset(
     counted = choice.chosen(learnt.choice) if learnt.choice else list(configurations)
     state = out.parent / "state" / out.name
     with digest.exclusive(state / ".lock", "predicting imagesTs") as report:
-        on, shares = device.start(params.runtime), params.ensemble.weights
+        on = device.start_predicting(params.runtime)
+        shares = dict(zip(counted, params.ensemble.of(counted), strict=True))
         needed = models.needed(paths, counted)
         ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)
         written = _written(cases, counted, params, learnt)
@@ -54,6 +55,7 @@ def predict_dataset(
         job = replace(job, out=state / job.identity())
         predict_cases.run(job, lambda n: report(f"predicting imagesTs, {n} of {len(cases.test)} cases done"))
         with digest.new_folder(out) as folder:
+            folders.describe(folder, cases.labels, cases.orientation)
             for path in (path for case in cases.test for path in job.files(case)):
                 digest.copy(path, folder / path.name)
         tidy(state)
