@@ -110,5 +110,4 @@ def batches_on_device() -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     device.use("cpu")
-    device.keep_heap()
     serve(prepared)

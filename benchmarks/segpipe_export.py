@@ -19,7 +19,6 @@ from segpipe.prepare.preprocess import Grid
 
 folder = Path(sys.argv[1])
 case = json.loads((folder / "case.json").read_text())
-device.return_large_blocks()
 on = device.use("cpu")
 logits = torch.from_numpy(np.load(folder / "logits.npy").astype(np.float32))
 classes = labels.parse(case["labels"], None, folder)

@@ -17,8 +17,7 @@ from segpipe.params import Runtime
 log = getLogger(__name__)
 
 # glibc's mallopt parameters (malloc.h)
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
-LARGEST_IN_HEAP = 2**25  # the most that glibc allows
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 HEAP_RESERVE_BYTES = 256 * 2**20
 # of a job's memory, by the controller in /proc/self/cgroup ("" in version 2): folder, limit, what counts as taken
 LIMITS = {"": ("", "memory.max", "anon"), "memory": ("memory", "memory.limit_in_bytes", "total_rss")}
@@ -27,23 +26,10 @@ MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to
 
 
 def start(runtime: Runtime) -> torch.device:
-    """Set threads and allocator of a training process and return its device.
+    """Set threads and allocator of this process and return its device.
 
     Raises SegpipeError where the device that params.yaml names is absent.
     """
-    device = _start(runtime)
-    if device.type == "cpu":
-        keep_heap()
-    return device
-
-
-def start_predicting(runtime: Runtime) -> torch.device:
-    """The same for a process that predicts."""
-    return_large_blocks()
-    return _start(runtime)
-
-
-def _start(runtime: Runtime) -> torch.device:
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     return use(runtime.device)
@@ -55,6 +41,8 @@ def use(name: str) -> torch.device:
     Raises SegpipeError where it is absent.
     """
     device = _device(name)
+    if device.type == "cpu":
+        keep_heap()
     if device.index is not None:
         torch.cuda.set_device(device)
     raise_file_limit()
@@ -105,24 +93,26 @@ def raise_file_limit() -> None:
 
 
 def keep_heap() -> None:
-    """Let glibc keep freed blocks instead of returning each large tensor to the kernel: 1.5x faster CPU training."""
-    _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: HEAP_RESERVE_BYTES})
+    """Let glibc keep freed blocks instead of returning each large tensor to the kernel: 1.5x faster on the CPU."""
+    if libc := _libc("mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, HEAP_RESERVE_BYTES)
 
 
-def return_large_blocks() -> None:
-    """Let glibc keep freed blocks up to 32 MiB, and give larger ones back at once.
+def trim_heap() -> None:
+    """Return what is free in the heap to the kernel, between two steps of large and different needs.
 
-    What a prediction reads, prepares and predicts one after the other would else add up in a heap with holes.
+    A kept heap has holes: what one step leaves does not fit the next one, and both would add up.
     """
-    _mallopt({M_MMAP_THRESHOLD: LARGEST_IN_HEAP, M_TRIM_THRESHOLD: HEAP_RESERVE_BYTES})
+    if libc := _libc("malloc_trim"):
+        libc.malloc_trim(0)
 
 
-def _mallopt(options: dict[int, int]) -> None:
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            for option, value in options.items():
-                libc.mallopt(option, value)
+def _libc(function: str) -> ctypes.CDLL | None:
+    """glibc, where it has the function."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, function) else None
 
 
 def precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -1,5 +1,8 @@
 """From the network's grid to the file's in blocks: all of them, equal to the whole, within the buffer."""
 
+import weakref
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +73,32 @@ def test_a_buffer_that_nothing_fits_into_is_exceeded_by_as_little_as_possible(mo
     grid = Grid((8, 8, 8), ((0, 8),) * 3, (1.0,) * 3, (1.0,) * 3, (0, 1, 2))
     gathered(Recorded(wave(2, 8, 8, 8)), grid, 1)
     assert Recorded.largest == 4 * 2 * 6 * 4 * 4
+
+
+class Watched(Recorded):
+    """Counts how many columns have planes in memory when another one begins to need some."""
+
+    alive: ClassVar[list[weakref.ref[torch.Tensor]]] = []
+    left: ClassVar[list[int]] = []
+
+    def column(self, rows, columns):
+        return Watched(self.logits[:, :, rows, columns])
+
+    def planes(self, start, stop, depth):
+        if start == 0:
+            Watched.left.append(sum(one() is not None for one in Watched.alive))
+        found = super().planes(start, stop, depth).clone()
+        Watched.alive.append(weakref.ref(found))
+        return found
+
+
+def test_a_column_is_forgotten_before_the_next_one_begins(monkeypatch):
+    monkeypatch.setattr(regrid, "BLOCK", {"cpu": 8})
+    monkeypatch.setattr(Watched, "alive", [])
+    monkeypatch.setattr(Watched, "left", [])
+    grid = Grid((8, 32, 32), ((0, 8), (0, 32), (0, 32)), (1.0,) * 3, (1.0,) * 3, (0, 1, 2))
+    export.export(Watched(wave(3, 8, 32, 32)), grid, [LabelMap(grid, THREE)], CPU, 4 * 3 * 6 * 16 * 16)
+    assert Watched.left == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(7, 7), (5, 13), (13, 5), (1, 9), (9, 1), (32, 64)])

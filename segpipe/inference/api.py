@@ -62,7 +62,6 @@ class Predictor:
         found = models.find(Path(model), chosen.checkpoint, chosen.configurations, folds)
         paths = [path for of_folds in found.values() for path in of_folds.values()]
         wanted = chosen.configurations or models.counted(found)
-        devices.return_large_blocks()
         on = devices.use(chosen.device)
         self.ensemble = models.load(paths, wanted, on, chosen.weights, self.way.precision)
 

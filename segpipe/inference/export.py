@@ -40,6 +40,7 @@ def export(source: Source, grid: Grid, sinks: Sequence[Sink], on: torch.device, 
     with ThreadPoolExecutor(torch.get_num_threads() if on.type == "cpu" else 1) as pool:
         for ready in blocks(source, grid, on, buffer_bytes):
             list(pool.map(take, ready))
+            ready.clear()  # views of a buffer that the next column does without
 
 
 def file_shape(grid: Grid) -> tuple[int, ...]:

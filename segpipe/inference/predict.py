@@ -185,8 +185,10 @@ def segment(model: Model, prepared: Prepared, way: Way) -> NDArray[np.int16]:
 
 def run(model: Model, prepared: Prepared, way: Way, sinks: Sequence[Sink], apart: bool = False) -> None:
     """Predict a preprocessed case for some sinks; apart : as `seen` has it."""
+    device.trim_heap()
     source = seen(model, prepared, way, apart)
     export(source, prepared.grid, sinks, model.device, device.buffer_bytes(model.device))
+    device.trim_heap()
 
 
 def tidy(state: Path) -> None:

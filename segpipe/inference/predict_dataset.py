@@ -46,7 +46,7 @@ def predict_dataset(
     counted = choice.chosen(learnt.choice) if learnt.choice else list(configurations)
     state = out.parent / "state" / out.name
     with digest.exclusive(state / ".lock", "predicting imagesTs") as report:
-        on = device.start_predicting(params.runtime)
+        on = device.start(params.runtime)
         shares = dict(zip(counted, params.ensemble.of(counted), strict=True))
         needed = models.needed(paths, counted)
         ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)

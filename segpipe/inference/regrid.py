@@ -115,19 +115,25 @@ def blocks(source: Source, grid: Grid, device: torch.device, buffer_bytes: int) 
     ]
     needs = [(piece.made_of.start, piece.made_of.stop) for piece in axes[0]]
     for rows, columns in _columns(source, axes, needs, buffer_bytes):
-        y0, x0 = rows[0].made_of.start, columns[0].made_of.start
-        planes = source.column(slice(y0, rows[-1].made_of.stop), slice(x0, columns[-1].made_of.stop))
-        depth = planes.depth(needs)
-        for z in axes[0]:
-            known = planes.planes(z.made_of.start, z.made_of.stop, depth)
-            yield [
-                Block(
-                    (z.out, y.out, x.out),
-                    known[:, :, _after(y.made_of, y0), _after(x.made_of, x0)],
-                    (z.matrix, y.matrix, x.matrix),
-                )
-                for y, x in product(rows, columns)
-            ]
+        yield from _of_column(source, axes[0], rows, columns)
+
+
+def _of_column(source: Source, axis: list[Piece], rows: list[Piece], columns: list[Piece]) -> Iterator[list[Block]]:
+    """The blocks of a column, plane by plane; nothing of it is left when the next one begins."""
+    needs = [(piece.made_of.start, piece.made_of.stop) for piece in axis]
+    y0, x0 = rows[0].made_of.start, columns[0].made_of.start
+    planes = source.column(slice(y0, rows[-1].made_of.stop), slice(x0, columns[-1].made_of.stop))
+    depth = planes.depth(needs)
+    for z in axis:
+        known = planes.planes(z.made_of.start, z.made_of.stop, depth)
+        yield [
+            Block(
+                (z.out, y.out, x.out),
+                known[:, :, _after(y.made_of, y0), _after(x.made_of, x0)],
+                (z.matrix, y.matrix, x.matrix),
+            )
+            for y, x in product(rows, columns)
+        ]
 
 
 def pieces(n_in: int, n_out: int, nearest: bool, edge: int, device: torch.device) -> list[Piece]:

@@ -76,7 +76,7 @@ def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, 
     title = f"{out.name} of {store.configuration} fold {fold_name}"
     with digest.exclusive(state / ".lock", title) as report:
         model = predict.load(
-            [model_path], device.start_predicting(params.runtime), params.validate_.weights, params.validate_.precision
+            [model_path], device.start(params.runtime), params.validate_.weights, params.validate_.precision
         )
         identity = digest.of([*model.files, store.digest, fold["val"], how(params)])
         if _is_published(out, fold["val"], identity):
