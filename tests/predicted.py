@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from segpipe.data.labels import Labels
 from segpipe.inference.export import LabelMap, Softmax, export, file_shape
 from segpipe.inference.regrid import Whole
-from segpipe.inference.window import Seen, Tiles
+from segpipe.inference.tiles import Tiles
+from segpipe.inference.window import Seen
 from segpipe.prepare.preprocess import Grid
 
 CPU = torch.device("cpu")

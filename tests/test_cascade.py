@@ -87,7 +87,7 @@ def test_regions_are_scored_by_their_values_and_the_ignore_label_by_none(cascade
 
 
 def test_predictions_have_the_values_of_the_files_and_no_ignore_label(cascade: Project) -> None:
-    (path,) = (cascade.folder / "results/predictions").glob("[!.]*")
+    (path,) = (cascade.folder / "results/predictions").glob("*.nii.gz")
     assert set(np.unique(np.asarray(nibabel.nifti1.load(path).dataobj))) <= {0, 1, 2, 3}
 
 

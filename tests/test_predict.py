@@ -80,7 +80,7 @@ def test_a_model_trained_with_fp16_predicts_without_cuda(trained, tmp_path):
     source = models_of(trained)[0]
     settings = {**checkpoint.load(source)["settings"], "precision": "fp16"}
     model = predict.load([changed(source, tmp_path / "model.pth", settings=settings)], CPU, "raw")
-    assert model.dtype in (torch.float32, torch.bfloat16)
+    assert model.dtype == torch.float32
 
 
 def both_weights(trained, target, fold=0):
@@ -161,6 +161,7 @@ def test_logits_are_averaged_over_folds_and_softmax_over_configurations(prepared
     paths = [*models_of(trained), flat]
     predict_dataset(cases, paths, ["3d_fullres", "2d"], tmp_path / "predictions", settings)
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        ".made_of.json",
         "labels.json",
         *(f"{case}.nii.gz" for case in cases.test),
     ]
@@ -208,7 +209,7 @@ def test_an_interrupted_prediction_goes_on_where_it_stopped(prepared, trained, t
         {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, tmp_path / "whole/predictions")
     ]
     assert files[0] == files[1]
-    assert len(files[0]) == 3
+    assert len(files[0]) == 4
 
 
 @pytest.mark.parametrize("changes", [{"validate__step_size": 0.5}, {"validate__mirroring": True}, {}])
@@ -238,7 +239,7 @@ def test_averaged_weights_predict_where_the_settings_say_so(prepared, trained, t
 
 
 def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
 
 
 def test_an_image_that_changed_is_predicted_again(prepared, trained, tmp_path, monkeypatch):
@@ -255,6 +256,23 @@ def test_an_image_that_changed_is_predicted_again(prepared, trained, tmp_path, m
     monkeypatch.setattr(type(cases), "identity", lambda self, case: "new" if case == first else IDENTITY(self, case))
     predict_dataset(cases, models_of(trained), ["3d_fullres"], out, params())
     assert predicted == [f"{case}.nii.gz" for case in [*cases.test, first]]
+
+
+def test_a_finished_prediction_is_not_done_again(prepared, trained, tmp_path, monkeypatch):
+    """A job that waited for another one with the same work finds it done; anything else does it."""
+    out = tmp_path / "out/predictions"
+    predicted, original = [], predict.run
+    monkeypatch.setattr(predict, "run", lambda *rest, **named: predicted.append(1) or original(*rest, **named))
+
+    def again(**changes):
+        predicted.clear()
+        predict_dataset(prepared.cases, models_of(trained), ["3d_fullres"], out, params(**changes))
+        return len(predicted)
+
+    assert [again(), again()] == [2, 0]
+    assert [again(validate__step_size=0.5), again()] == [2, 2]
+    (out / f"{prepared.cases.test[0]}.nii.gz").unlink()
+    assert again() == 2
 
 
 def interrupted(*_):

@@ -19,7 +19,7 @@ import segpipe as package
 from segpipe.data import image
 from segpipe.errors import SegpipeError
 from segpipe.evaluation.uncertainty import Disagreement
-from segpipe.inference import memory, predict, softmax_file, spill
+from segpipe.inference import images, memory, predict, softmax_file, spill
 from segpipe.inference.api import Predictor
 from segpipe.inference.postprocess import Rule
 from segpipe.inference.predict_cases import Written
@@ -121,9 +121,56 @@ def test_a_series_is_one_case(cascade, predictor, tmp_path):
     assert nibabel.load(tmp_path / "label.nii.gz").shape == found.shape[::-1]
 
 
+def test_a_folder_of_series_is_a_folder_of_cases(predictor, tmp_path):
+    """Wherever the call is made."""
+    array, spacing_mm = volume()
+    first, second = (series(tmp_path / "all" / name, np.round(array[0] * 10), spacing_mm) for name in ("S1", "S2"))
+    assert images.at([tmp_path / "all"], predictor.ensemble.content).test == ["S1", "S2"]
+    assert images.at([first, second], predictor.ensemble.content).test == ["S1", "S2"]
+    with pytest.raises(
+        SegpipeError, match=rf"(?s)folders among several images.*found:    {tmp_path}/all\n.*one folder"
+    ):
+        images.at([first, tmp_path / "all"], predictor.ensemble.content)
+
+
+@pytest.mark.parametrize(
+    ("named", "out", "match"),
+    [
+        (["images"], "images", "among the images"),
+        (["images"], "images/out", "among the images"),
+        (["images"], "link", "among the images"),
+        (
+            ["images/b.nii.gz", "images/c_0000.nii.gz", "images/c_0001.nii.gz"],
+            "images",
+            r"overwritten[^,]*b\.nii\.gz\n",
+        ),
+        (["images/b.nii.gz"], "link", "overwritten"),
+        (["images/c_uncertainty.nii.gz", "images/c_0000.nii.gz"], "images", "overwritten"),
+    ],
+)
+def test_no_image_is_overwritten(predictor, tmp_path, named, out, match):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for name in ("b", "c_uncertainty", "c_0000", "c_0001"):
+        shutil.copy(FILES[0], tmp_path / f"images/{name}.nii.gz")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SegpipeError, match=f"(?s){match}"):
+        predictor.files([tmp_path / name for name in named], tmp_path / out, Written(uncertainty=True))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_segmentations_may_lie_beside_images_of_other_names(predictor, tmp_path):
+    for path in FILES:
+        shutil.copy(path, tmp_path)
+    found = predictor.files([tmp_path / path.name for path in FILES], tmp_path)
+    assert found == {CASE: tmp_path / f"{CASE}.nii.gz"}
+    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in FILES)
+
+
 @pytest.mark.parametrize(
     ("images", "match"),
     [
+        ([], "no such file or folder"),
         ([IMAGES / "nowhere.nii.gz", IMAGES / "nor_here"], r"(?s)2 problems.*nowhere.*nor_here"),
         ([FILES[0], "notes.txt"], r"(?s)images of several formats.*\.nii\.gz, notes\.txt"),
     ],
@@ -167,15 +214,58 @@ def test_what_does_not_belong_together_is_refused(arguments):
 
 
 @pytest.mark.parametrize(
-    "options", [{"preset": "quick"}, {"checkpoint": "latest"}, {"weights": "ema"}, {"step_size": 0}, {"step_size": 1.1}]
+    "options",
+    [
+        {"preset": "quick"},
+        {"checkpoint": "latest"},
+        {"weights": "ema"},
+        {"step_size": 0},
+        {"step_size": 1.1},
+        {"precision": "float32"},
+        {"mirroring": [3]},
+        {"mirroring": []},
+        {"mirroring": 1},
+        {"mirroring": "0,1"},
+        {"folds": []},
+        {"configurations": []},
+        {"configurations": "2d"},
+        {"device": "foo"},
+        {"device": "meta"},
+    ],
 )
 def test_options_that_do_not_exist_are_refused(flat, options):
-    with pytest.raises(SegpipeError, match=next(iter(options))):
+    with pytest.raises(SegpipeError, match=f"where:    {next(iter(options))}\n"):
         Predictor(flat, **options)
 
 
+@pytest.mark.parametrize(
+    ("written", "match"),
+    [
+        (Written("nii"), r"(?s)Written\.probabilities.*found:    nii\n.*none, npz, nifti"),
+        (Written("npz", "float64"), r"(?s)Written\.dtype.*found:    float64\n.*float16, float32"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(predictor, tmp_path, written, match):
+    for call in (
+        lambda: predictor.files(IMAGES, tmp_path / "out", written),
+        lambda: predictor.array(*volume(), written),
+    ):
+        with pytest.raises(SegpipeError, match=match):
+            call()
+
+
+@pytest.mark.parametrize("probabilities", [["--probabilities", "nifti"], []])
+def test_a_type_of_what_is_not_written_is_a_wrong_call(flat, tmp_path, capsys, probabilities):
+    with pytest.raises(SystemExit) as stopped:
+        segpipe("predict", "--model", flat, "-i", IMAGES, "-o", tmp_path / "out", "--dtype", "float16", *probabilities)
+    assert stopped.value.code == 2
+    assert "--dtype with --probabilities npz" in capsys.readouterr().err
+
+
 def test_presets(flat):
-    assert Predictor(flat, device="cpu").way == package.Predictor(flat, preset="accurate", device="cpu").way
+    accurate = Predictor(flat, device="cpu").way
+    assert (accurate.step_size, accurate.mirroring, accurate.precision) == (0.5, True, "trained")
+    assert package.Predictor(flat, preset="accurate", device="cpu").way == accurate
     fast = Predictor(flat, preset="fast", device="cpu").way
     assert (fast.mirroring, fast.precision) == (False, "auto")
     assert Predictor(flat, preset="fast", mirroring=[2], step_size=0.25, device="cpu").way.step_size == 0.25
@@ -243,6 +333,8 @@ def test_uncertainty_over_configurations(cascade):
 def test_one_model_has_nobody_to_disagree_with(cascade, tmp_path):
     with pytest.raises(SegpipeError, match="no uncertainty without several models"):
         Predictor(cascade, **QUICK).files(IMAGES, tmp_path, Written(uncertainty=True))
+    with pytest.raises(SegpipeError, match="no uncertainty without several models"):
+        Predictor(cascade, **QUICK).array(*volume(), Written(uncertainty=True))
 
 
 def test_uncertainty_is_written_on_the_grid_of_the_image(predictor, tmp_path):
@@ -266,9 +358,11 @@ def test_a_temperature_changes_the_probabilities_and_not_the_segmentation(predic
 
 def test_rules_are_applied_to_what_is_written(predictor, tmp_path):
     predictor.files(IMAGES, tmp_path / "plain")
-    predictor.files(IMAGES, tmp_path / "cleaned", Written(rules=(Rule(None, minimum_voxels=10**9),)))
+    removing = Written(rules=(Rule(None, minimum_voxels=10**9),))
+    predictor.files(IMAGES, tmp_path / "cleaned", removing)
     assert read(tmp_path / f"plain/{CASE}.nii.gz").any()
     assert not read(tmp_path / f"cleaned/{CASE}.nii.gz").any()
+    assert not predictor.array(*volume(), removing).segmentation.any()
 
 
 def test_what_does_not_fit_into_memory_goes_through_a_file(predictor, cascade, tmp_path, monkeypatch):
@@ -380,7 +474,14 @@ def test_a_failed_case_is_told_and_the_others_go_on(flat, folder, tmp_path):
     assert len(records) == 2
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
 def test_a_case_that_runs_out_of_memory_is_one_that_failed(predictor, folder, tmp_path, monkeypatch, error):
     original, calls = predict.run, []
 
@@ -391,7 +492,7 @@ def test_a_case_that_runs_out_of_memory_is_one_that_failed(predictor, folder, tm
         return original(*rest, **named)
 
     monkeypatch.setattr(predict, "run", second)
-    with pytest.raises(SegpipeError, match="out of memory"):
+    with pytest.raises(SegpipeError, match="b: "):
         predictor.files(folder, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
 
@@ -416,3 +517,70 @@ def test_a_full_disk_ends_the_call(predictor, folder, tmp_path, monkeypatch, n_c
     with pytest.raises(OSError, match="disk full"):
         predictor.files(sorted(folder.iterdir())[: 2 * n_cases], tmp_path / "out")
     assert not list((tmp_path / "out/.segpipe").glob("*.json"))
+
+
+def test_a_case_that_does_not_fit_beside_another_one_is_read_again_alone(predictor, folder, tmp_path, monkeypatch):
+    """It was read ahead, while the one before was predicted and written."""
+    original, refused = memory.require, []
+
+    def require(case, *rest):
+        if case == "b" and not refused:
+            refused.append(case)
+            raise memory.TooLarge("beside another one")
+        original(case, *rest)
+
+    monkeypatch.setattr(memory, "require", require)
+    monkeypatch.setattr(memory, "fits_twice", lambda *_: True)
+    predictor.files(folder, tmp_path / "out")
+    assert refused == ["b"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_files_of_another_call_do_not_stay_beside_a_new_segmentation(flat, predictor, tmp_path):
+    predictor.files(IMAGES, tmp_path, Written("npz", uncertainty=True))
+    Predictor(flat, **QUICK, folds=[1]).files(IMAGES, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == [f"{CASE}.nii.gz", "labels.json"]
+
+
+def test_an_output_that_was_changed_is_made_again(predictor, tmp_path, counted):
+    (path,) = predictor.files(IMAGES, tmp_path).values()
+    written = path.read_bytes()
+    path.write_bytes(b"something else")
+    (tmp_path / f".segpipe/{CASE}.json").chmod(0o644)
+    predictor.files(IMAGES, tmp_path)
+    assert path.read_bytes() == written
+    (tmp_path / f".segpipe/{CASE}.json").write_text("")
+    predictor.files(IMAGES, tmp_path)
+    assert len(counted) == 3
+
+
+def test_a_file_that_the_system_does_not_give_is_one_case_that_failed(predictor, folder, tmp_path):
+    (folder / "b_0000.nii.gz").unlink()
+    (folder / "b_0000.nii.gz").symlink_to("nowhere.nii.gz")
+    with pytest.raises(SegpipeError, match="b"):
+        predictor.files(folder, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_a_case_that_cannot_be_written_is_told_with_those_before(predictor, folder, tmp_path, monkeypatch):
+    (folder / "a_0001.nii.gz").write_bytes(b"damaged")
+    original = image.write_label_like
+
+    def write(path, *rest):
+        if path.name.startswith("b"):
+            raise SegpipeError("b is in the way")
+        original(path, *rest)
+
+    monkeypatch.setattr(image, "write_label_like", write)
+    with pytest.raises(SegpipeError, match=r"(?s)2 problems.*a_0001.*b is in the way"):
+        predictor.files(folder, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["c.nii.gz"]
+
+
+def test_an_error_that_nobody_expects_ends_the_call(predictor, folder, tmp_path, monkeypatch):
+    def broken(*rest, **named):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(predict, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        predictor.files(folder, tmp_path / "out")

@@ -148,3 +148,48 @@ def test_the_segmentation_of_logits_is_that_of_their_probabilities():
         for labels in (THREE, REGIONS):
             probabilities = on_file_grid(logits_of(grid), grid, labels)
             assert np.array_equal(label_map(logits_of(grid), grid, labels), export.segmentation(probabilities, labels))
+
+
+def test_the_logits_of_a_block_are_gone_when_it_is_done(monkeypatch):
+    """They lie on the file's grid, outside of what the buffer takes."""
+    grid = grid_of(*EXPORTS["isotropic"])
+    blocks_taken = []
+
+    class Looking(LabelMap):
+        def take(self, block):
+            blocks_taken.append(weakref.ref(block.logits))
+            super().take(block)
+
+    monkeypatch.setattr(regrid, "BLOCK", {"cpu": 4})
+    kept = []
+    monkeypatch.setattr(
+        regrid.Block, "forget", lambda self, forget=regrid.Block.forget: kept.append(self) or forget(self)
+    )
+    export.export(Whole(torch.from_numpy(logits_of(grid))), grid, [Looking(grid, THREE)], CPU, 2**30)
+    assert len(kept) == len(blocks_taken) >= 8
+    assert not any(logits() is not None for logits in blocks_taken)
+
+
+def test_blocks_of_many_classes_are_smaller():
+    assert regrid.block_edge(2, "cpu") == regrid.block_edge(500, "cpu") == 32
+    assert regrid.block_edge(2, "cuda") == 256
+    assert 4 * regrid.block_edge(60, "cuda") ** 3 * 60 < 2**29
+    assert regrid.block_edge(10**6, "cuda") == 32
+
+
+def test_torchs_threads_are_as_many_after_as_before():
+    grid = grid_of(*EXPORTS["isotropic"])
+    before, seen = torch.get_num_threads(), []
+
+    class Looking(LabelMap):
+        def take(self, block):
+            seen.append(torch.get_num_threads())
+            super().take(block)
+
+    torch.set_num_threads(3)
+    try:
+        export.export(Whole(torch.from_numpy(logits_of(grid))), grid, [Looking(grid, THREE)], CPU, 2**30)
+        assert torch.get_num_threads() == 3
+        assert set(seen) == {1}
+    finally:
+        torch.set_num_threads(before)

@@ -278,7 +278,7 @@ def test_a_running_training_is_validated_and_predicted_with(
         assert 1 <= summary["epoch"] < LONGER
         assert len(summary["metric_per_case"]) == len(visible(fold / f"validation_{folder}/softmax")) == 3
         now(project, "predict", "--checkpoint", which)
-        assert visible(fold / f"predictions_{folder}") == ["phantom_005.nii.gz"]
+        assert visible(fold / f"predictions_{folder}") == ["labels.json", "phantom_005.nii.gz"]
     os.kill(pid, signal.SIGCONT)
     now(project, "validate", "--checkpoint", "latest")  # while it goes on
     assert snakemake.wait() == 0

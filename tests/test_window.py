@@ -9,8 +9,9 @@ from predicted import whole_logits
 from tiny import DATA, params, planned, wave
 from torch import nn
 
-from segpipe.inference import window
-from segpipe.inference.window import Seen, Tiles, importance, mirrorings, tile_starts
+from segpipe.inference import tiles as tiles_module
+from segpipe.inference.tiles import Tiles, importance, mirrorings, tile_starts
+from segpipe.inference.window import Seen
 from segpipe.training.network import build
 
 ORACLE = np.load(DATA / "core_oracle.npz")
@@ -142,7 +143,7 @@ def test_several_networks_are_averaged():
 def test_how_many_tiles_go_together_changes_nothing(monkeypatch, budget):
     network, image = build(1, 3, planned(), params().train).eval(), wave(1, 13, 9, 20)
     expected = predict([network], image, (8, 8, 8), (0, 2))
-    monkeypatch.setattr(window, "VOXELS_PER_FORWARD", {"cpu": budget})
+    monkeypatch.setattr(tiles_module, "VOXELS_PER_FORWARD", {"cpu": budget})
     assert torch.allclose(predict([network], image, (8, 8, 8), (0, 2)), expected, atol=1e-5)
 
 
@@ -203,7 +204,7 @@ def tiles(networks, patch=PATCH, mirror=(), step=0.5, **changes):
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 def test_parts_of_a_case_are_those_of_the_whole(monkeypatch, shape, mirror, at_once):
     """Ranges of planes that overlap, leave some out, or are the rest; of some rows and columns."""
-    monkeypatch.setattr(window, "VOXELS_PER_FORWARD", {"cpu": at_once * 8 * 12 * 10})
+    monkeypatch.setattr(tiles_module, "VOXELS_PER_FORWARD", {"cpu": at_once * 8 * 12 * 10})
     network, image = Weighted(PATCH), wave(2, *shape)
     expected = predict([network], image, PATCH, mirror)
     n, rows, columns = shape[0], slice(shape[1] // 3, shape[1] - 1), slice(1, shape[2] // 2 + 1)
@@ -276,6 +277,32 @@ def test_networks_may_be_kept_apart():
 
 
 def test_tiles_of_many_classes_go_through_in_smaller_groups(monkeypatch):
-    monkeypatch.setattr(window, "VALUES_PER_FORWARD", {"cpu": 2 * 8 * 12 * 10 * 2})
+    monkeypatch.setattr(tiles_module, "VALUES_PER_FORWARD", {"cpu": 2 * 8 * 12 * 10 * 2})
     assert tiles([Same()]).at_once("cpu") == 2
     assert tiles([Same(), Same()]).at_once("cpu") == 1
+
+
+def test_of_the_stage_before_the_networks_see_a_channel_per_value():
+    """As if its channels had been made for the whole case; also where only the image is uniform."""
+    image = wave(1, 25, 14, 11)
+    image[:, :17] = 0.5
+    previous = (torch.arange(25 * 14 * 11).reshape(1, 25, 14, 11) // 700 % 4).to(torch.int16)
+    previous[:, 10:] = 0
+    channels = torch.cat([previous == value for value in (1, 2, 3)]).float()
+    network = Weighted((4, *PATCH))
+    expected = Seen(Tiles([network], 4, PATCH, False, (1,), 0.5, torch.float32), torch.cat([image, channels]))
+    found = Seen(Tiles([network], 4, PATCH, False, (1,), 0.5, torch.float32), image, previous, 4)
+    both = []
+    for seen in (expected, found):
+        sweep = seen.column(slice(0, 14), slice(0, 11))
+        both.append(sweep.planes(0, 25, sweep.depth([(0, 25)])))
+    assert torch.allclose(*both, atol=1e-6)
+    assert found.is_uniform((12, 0, 0)) is False
+
+
+def test_networks_go_one_after_the_other_without_changing_what_they_return():
+    image, network = wave(2, 8, 12, 10), Same()
+    before = image.clone()
+    together = predict([network, network, network], image, PATCH)
+    assert torch.allclose(together, before, atol=1e-6)
+    assert torch.equal(image, before)

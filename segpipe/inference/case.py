@@ -65,7 +65,7 @@ class Case:
         self.spacing_mm = volume.spacing_mm
         self.image: NDArray[np.float32] | None = volume.array.astype(np.float32, copy=False)
         self.waiting = list(ensemble.models.values())
-        self._next = self._prepare(None) if self.waiting[0].planned.previous_stage is None else None
+        self._next: Prepared | None = self._prepare(None)  # the first one has no stage before it
 
     def prepared(self, previous: NDArray[np.int16] | None) -> Prepared:
         """For the next configuration; previous : what the stage before it segmented."""

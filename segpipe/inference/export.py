@@ -36,11 +36,18 @@ def export(source: Source, grid: Grid, sinks: Sequence[Sink], on: torch.device, 
     def take(block: Block) -> None:
         for sink in sinks:
             sink.take(block)
+        block.forget()
 
-    with ThreadPoolExecutor(torch.get_num_threads() if on.type == "cpu" else 1) as pool:
-        for ready in blocks(source, grid, on, buffer_bytes):
-            list(pool.map(take, ready))
-            ready.clear()  # views of a buffer that the next column does without
+    threads = torch.get_num_threads()
+    # a block is for one thread; without a word each of them would start as many of torch's own
+    workers = threads if on.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(workers, "export", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for ready in blocks(source, grid, on, buffer_bytes):
+                list(pool.map(take, ready))
+                ready.clear()  # views of a buffer that the next column does without
+    finally:
+        torch.set_num_threads(threads)  # of threads to come, which take what was set last
 
 
 def file_shape(grid: Grid) -> tuple[int, ...]:

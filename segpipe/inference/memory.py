@@ -2,12 +2,14 @@
 
 from math import prod
 
+import torch
+
 from segpipe import device
 from segpipe.data.image import Volume
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference.models import Ensemble
 from segpipe.inference.predict import Model, forward_bytes
-from segpipe.inference.window import VOXELS_PER_FORWARD
+from segpipe.inference.tiles import VOXELS_PER_FORWARD
 from segpipe.prepare.preprocess import case_target_mm
 from segpipe.prepare.spacing import resampled_shape
 
@@ -15,9 +17,13 @@ COPIES = 3  # of the image, of float32, that are there together while it is prep
 GB = 1e9
 
 
-def needed_bytes(ensemble: Ensemble, volume: Volume) -> int:
-    """Main memory for one case, an estimate: image, preparation, logits within their bound, the widest forward pass."""
-    on_file = prod(volume.shape) * (4 * len(volume.array) + 2)
+def needed_bytes(ensemble: Ensemble, volume: Volume, uncertainty: bool = False) -> int:
+    """Main memory for one case, an estimate: image, preparation, logits within their bound, the widest forward pass.
+
+    uncertainty : whether configurations are compared, of which sums are kept if there are several
+    """
+    sums = len(ensemble.labels.heads) + 1 if uncertainty and len(ensemble.counted) > 1 else 0
+    on_file = prod(volume.shape) * (4 * len(volume.array) + 2 + 4 * sums)
     return on_file + max(_of_model(model, volume) for model in ensemble.models.values())
 
 
@@ -34,11 +40,22 @@ def _of_model(model: Model, volume: Volume) -> int:
     return prepared + logits + at_once * forward_bytes(model)
 
 
-def require(case: str, ensemble: Ensemble, volume: Volume) -> None:
-    """Raise SegpipeError for a case that does not fit: killed for its memory, the job would lose the others as well."""
-    needed, free = needed_bytes(ensemble, volume), device.available_bytes()
+class TooLarge(SegpipeError):
+    """A case that the free memory does not hold."""
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether an error says that memory, of the host or of a device, was not enough."""
+    is_of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, TooLarge | MemoryError | torch.OutOfMemoryError) or is_of_torch
+
+
+def require(case: str, ensemble: Ensemble, volume: Volume, uncertainty: bool = False) -> None:
+    """Raise TooLarge for a case that was read and will not fit: a job killed for its memory loses the others too."""
+    needed, free = needed_bytes(ensemble, volume, uncertainty), device.available_bytes()
+    needed -= volume.array.nbytes
     if needed > free:
-        raise SegpipeError(
+        raise TooLarge(
             problem(
                 "a case larger than the memory",
                 where=f"{case}: {volume.shape} voxels (Z, Y, X), {len(volume.array)} channels",

@@ -17,7 +17,8 @@ from segpipe import device, digest
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference.export import LabelMap, Sink, export
-from segpipe.inference.window import Seen, Tiles
+from segpipe.inference.tiles import Tiles
+from segpipe.inference.window import Seen
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.preprocess import Prepared
 from segpipe.training import checkpoint
@@ -165,14 +166,17 @@ def seen(model: Model, prepared: Prepared, way: Way, apart: bool = False) -> See
     z, y, x = (*((1,) * flat), *patch)
     n_heads = len(model.labels.heads)
     # a quarter of a GPU's memory: half is for the logits of the case
-    most = device.usable_bytes(model.device) // 4 // forward_bytes(model) if model.device.type == "cuda" else None
+    per_tile = forward_bytes(model, apart)
+    most = device.usable_bytes(model.device) // 4 // per_tile if model.device.type == "cuda" else None
     tiles = Tiles(model.networks, n_heads, (z, y, x), flat > 0, axes, way.step_size, model.dtype, apart, most)
-    return Seen(tiles, torch.from_numpy(prepared.network_input(model.labels)).to(model.device))
+    previous = None if prepared.previous is None else torch.from_numpy(prepared.previous[None]).to(model.device)
+    return Seen(tiles, torch.from_numpy(prepared.image).to(model.device), previous, model.labels.n_values)
 
 
-def forward_bytes(model: Model) -> int:
-    """What one tile takes on its way through a network at its widest, an estimate."""
-    values = LOGITS * len(model.labels.heads) + FEATURE_MAPS * model.planned.features_per_stage[0]
+def forward_bytes(model: Model, apart: bool = False) -> int:
+    """What one tile takes on its way through the networks at its widest, an estimate; apart : as `seen` has it."""
+    logits = (LOGITS + len(model.networks) * apart) * len(model.labels.heads)
+    values = logits + FEATURE_MAPS * model.planned.features_per_stage[0]
     return 4 * prod(model.planned.patch_size) * values
 
 

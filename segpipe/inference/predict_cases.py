@@ -5,13 +5,12 @@ what made them and are not predicted again; a case that cannot be predicted keep
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from segpipe import digest
 from segpipe.data import image
@@ -28,7 +27,6 @@ log = getLogger(__name__)
 
 PROBABILITIES, UNCERTAINTY = (f"{end}.nii.gz" for end in folders.NO_SEGMENTATIONS)
 WRITERS = 2  # threads that write while the next case is predicted
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,34 @@ class Job:
         way = [self.way.step_size, self.way.mirroring, asdict(self.written), digest.of_code("predict")]
         return digest.of([models, self.ensemble.weights, way])
 
-    def is_done(self, case: str, identity: str) -> bool:
-        """Whether the files of a case are there, made of the same image in the same way."""
-        record = self.record(case)
-        done = record.exists() and all(path.exists() for path in self.files(case))
-        return done and digest.read_json(record) == digest.of([identity, self.cases.identity(case)])
+    def is_done(self, case: str, made_of: str) -> bool:
+        """Whether the files of a case are there as they were written, made of the same image in the same way."""
+        record = self._recorded(case)
+        wanted = {path.name for path in self.files(case)}
+        return record.get("made_of") == made_of and wanted == {*record["files"]} and self._are_there(record["files"])
+
+    def _recorded(self, case: str) -> dict[str, Any]:
+        """What is known of a finished case; nothing where it has no readable record."""
+        try:
+            content = digest.read_json(self.record(case))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) and content.keys() == {"made_of", "files"} else {}
+
+    def _are_there(self, files: dict[str, str]) -> bool:
+        paths = {name: self.out / name for name in files}
+        return all(path.is_file() and digest.of_file(path) == files[name] for name, path in paths.items())
 
     def record(self, case: str) -> Path:
         """Where the digest of a finished case is."""
         return self.out / folders.RECORDS / f"{case}.json"
 
     def write(self, case: str, predicted: Predicted, made_of: str) -> None:
-        """Write what is asked for; the record comes last."""
-        label, *others = (self.out / name for name in self.written.files(case, self.cases.label_ending))
+        """Write what is asked for; the record comes last. What was written of the case before goes first."""
+        for name in self._recorded(case).get("files", []):
+            (self.out / name).unlink(missing_ok=True)
         self.record(case).unlink(missing_ok=True)
+        label, *others = (self.out / name for name in self.written.files(case, self.cases.label_ending))
         labels, rules = self.cases.labels, self.written.rules
         segmentation = postprocess.apply(predicted.segmentation, labels, rules, predicted.spacing_mm)
         self.cases.write_segmentation(label, segmentation, case)
@@ -105,7 +117,8 @@ class Job:
             else:
                 assert predicted.probabilities is not None
                 self._write_probabilities(path, predicted.probabilities, case)
-        digest.write_json(self.record(case), made_of)
+        files = {path.name: digest.of_file(path) for path in self.files(case)}
+        digest.write_json(self.record(case), {"made_of": made_of, "files": files})
 
     def _write_probabilities(self, path: Path, probabilities: Probabilities, case: str) -> None:
         if path.suffix == ".npz":
@@ -115,46 +128,29 @@ class Job:
 
 
 def run(job: Job, done: Callable[[int], None] = lambda n: None) -> None:
-    """Predict all test cases of a job.
+    """Predict all test cases of a job. A second call for the same folder waits for the first one.
 
     done : called with the number of cases that are finished
     Raises SegpipeError at the end, with all cases that could not be predicted.
     """
-    _require_several(job)
-    identity, problems = job.identity(), []
+    require_several(job.ensemble, job.written)
     names = job.cases.test
-    folders.describe(job.out, job.cases.labels, job.cases.orientation)
-    waiting: deque[Future[None]] = deque()
-    finished = 0
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
-        todo = [case for case in names if not _found_done(job, case, identity)]
+    with digest.exclusive(job.out / folders.RECORDS / ".lock", f"predicting {len(names)} cases"):
+        folders.describe(job.out, job.cases.labels, job.cases.orientation)
+        identity = job.identity()
+        todo = [case for case in names if not _is_done(job, case, identity)]
         log.info("%d cases, %d of them predicted before", len(names), len(names) - len(todo))
-        for case, future in _read_ahead(job, todo, reader):
-            try:
-                read = future.result()
-                predicted = predict_case(job.ensemble, read.case, job.way, job.written.asked, job.out)
-            except (SegpipeError, *OUT_OF_MEMORY) as error:
-                log.error("%s is left out", case)
-                problems.append(str(error) or f"{case}: out of memory ({type(error).__name__})")
-                continue
-            waiting.append(writers.submit(job.write, case, predicted, digest.of([identity, read.made_of])))
-            if len(waiting) >= WRITERS:
-                waiting.popleft().result()
-            finished += 1
-            log.info("%s predicted", case)
-            done(len(names) - len(todo) + finished)
-        for written in waiting:
-            written.result()
-    raise_all("cases that could not be predicted", problems)
+        _Run(job, identity).all(todo, lambda n: done(len(names) - len(todo) + n))
 
 
-def _require_several(job: Job) -> None:
-    members = sum(len(job.ensemble.models[name].networks) for name in job.ensemble.counted)
-    if job.written.uncertainty and members < 2:
+def require_several(ensemble: Ensemble, written: Written) -> None:
+    """Raise SegpipeError where models shall disagree and there is only one."""
+    members = sum(len(ensemble.models[name].networks) for name in ensemble.counted)
+    if written.uncertainty and members < 2:
         raise SegpipeError(
             problem(
                 "no uncertainty without several models",
-                where=", ".join(job.ensemble.counted),
+                where=", ".join(ensemble.counted),
                 found="one fold of one configuration",
                 expected="several folds or configurations, which may disagree",
                 cure="predict with more of them, or without uncertainty",
@@ -162,10 +158,10 @@ def _require_several(job: Job) -> None:
         )
 
 
-def _found_done(job: Job, case: str, identity: str) -> bool:
+def _is_done(job: Job, case: str, identity: str) -> bool:
     """A file that cannot be read is not done, and named when its turn comes."""
     try:
-        return job.is_done(case, identity)
+        return job.is_done(case, digest.of([identity, job.cases.identity(case)]))
     except (SegpipeError, OSError):
         return False
 
@@ -179,19 +175,75 @@ class _Read:
     is_small: bool
 
 
-def _read(job: Job, name: str) -> _Read:
-    made_of, volume = job.cases.identity(name), job.cases.read_image(name)
-    memory.require(name, job.ensemble, volume)
-    return _Read(Case(job.ensemble, volume), made_of, memory.fits_twice(job.ensemble, volume))
+class _Run:
+    """The cases of a job, one after the other."""
 
+    def __init__(self, job: Job, identity: str) -> None:
+        self.job, self.identity = job, identity
+        self.problems: list[str] = []
+        self.waiting: deque[tuple[str, Future[None]]] = deque()
 
-def _read_ahead(job: Job, names: Sequence[str], reader: ThreadPoolExecutor) -> Iterator[tuple[str, Future[_Read]]]:
-    """Each case; the next one is read meanwhile, where the memory holds both."""
-    following: Future[_Read] | None = None
-    for index, name in enumerate(names):
-        current = following or reader.submit(_read, job, name)
-        following = None
-        is_small = current.exception() is not None or current.result().is_small
-        if is_small and index + 1 < len(names):
-            following = reader.submit(_read, job, names[index + 1])
-        yield name, current
+    def all(self, names: Sequence[str], done: Callable[[int], None]) -> None:
+        """Predict them. Raises SegpipeError at the end, with all that failed."""
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
+            following: Future[_Read] | None = None
+            for index, name in enumerate(names):
+                ahead, following = following, None
+                read = self._read(name, ahead)
+                if read is None:
+                    continue
+                if read.is_small and index + 1 < len(names):
+                    following = reader.submit(self._load, names[index + 1])
+                if predicted := self._predict(name, read.case):
+                    self.waiting.append((name, writers.submit(self.job.write, name, predicted, read.made_of)))
+                    log.info("%s predicted", name)
+                del predicted, read  # or they would be there while the next case is predicted
+                self._let_finish(WRITERS - 1)
+                done(index + 1)
+            self._let_finish(0)
+        raise_all("cases that could not be predicted", self.problems)
+
+    def _load(self, name: str) -> _Read:
+        made_of = digest.of([self.identity, self.job.cases.identity(name)])
+        volume = self.job.cases.read_image(name)
+        memory.require(name, self.job.ensemble, volume, self.job.written.uncertainty)
+        return _Read(Case(self.job.ensemble, volume), made_of, memory.fits_twice(self.job.ensemble, volume))
+
+    def _read(self, name: str, ahead: "Future[_Read] | None") -> _Read | None:
+        """A case, read ahead or now. One that did not fit beside others is read again when they are gone."""
+        if ahead is not None and (error := ahead.exception()) is None:
+            return ahead.result()
+        if ahead is None or memory.is_exhausted(error):
+            self._let_finish(0)
+            try:
+                return self._load(name)
+            except Exception as found:
+                error = found
+        self._failed(name, error)
+        return None
+
+    def _predict(self, name: str, case: Case) -> Predicted | None:
+        try:
+            return predict_case(self.job.ensemble, case, self.job.way, self.job.written.asked, self.job.out)
+        except Exception as error:
+            self._failed(name, error)
+            return None
+
+    def _let_finish(self, most: int) -> None:
+        """Wait until at most so many cases are still being written. A full disk ends the call."""
+        while len(self.waiting) > most:
+            name, future = self.waiting.popleft()
+            error = future.exception()
+            if isinstance(error, OSError):
+                raise error
+            self._failed(name, error)
+
+    def _failed(self, name: str, error: BaseException | None) -> None:
+        """Note what is wrong with one case, unless it is no fault of its own; what nobody expected ends the call."""
+        if error is None:
+            return
+        if not (isinstance(error, SegpipeError | OSError) or memory.is_exhausted(error)):
+            raise error
+        said = str(error) if isinstance(error, SegpipeError) else f"{name}: {type(error).__name__}: {error}"
+        log.error("%s is left out: %s", name, said)
+        self.problems.append(said)

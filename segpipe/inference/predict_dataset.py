@@ -14,6 +14,8 @@ from segpipe.params import Params
 
 log = getLogger(__name__)
 
+PUBLISHED = ".made_of.json"  # in the folder of the predictions: the digest of all of them
+
 
 @dataclass(frozen=True)
 class Learnt:
@@ -52,14 +54,26 @@ def predict_dataset(
         ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)
         written = _written(cases, counted, params, learnt)
         job = Job(ensemble, cases, settings, written, state)
-        job = replace(job, out=state / job.identity())
+        way = job.identity()
+        identity = digest.of([way, {case: cases.identity(case) for case in cases.test}])
+        job = replace(job, out=state / way)
+        if _is_published(replace(job, out=out), identity):
+            return log.info("imagesTs: predicted already, by the same models in the same way")
         predict_cases.run(job, lambda n: report(f"predicting imagesTs, {n} of {len(cases.test)} cases done"))
         with digest.new_folder(out) as folder:
             folders.describe(folder, cases.labels, cases.orientation)
             for path in (path for case in cases.test for path in job.files(case)):
                 digest.copy(path, folder / path.name)
+            digest.write_json(folder / PUBLISHED, identity)
         tidy(state)
     log.info("%d cases predicted by %d models", len(cases.test), len(needed))
+
+
+def _is_published(job: Job, identity: str) -> bool:
+    """Whether all is there already: the process that this one waited for may have done the work."""
+    path = job.out / PUBLISHED
+    there = path.exists() and digest.read_json(path) == identity
+    return there and all(file.exists() for case in job.cases.test for file in job.files(case))
 
 
 def _written(cases: Cases, counted: Sequence[str], params: Params, learnt: Learnt) -> Written:

@@ -16,8 +16,10 @@ from torch import Tensor
 from segpipe.prepare.preprocess import Grid
 from segpipe.prepare.resample import nearest_index, spline_matrix
 
-# Voxels of a block along an axis. Small ones stay in a CPU's cache and are often of one class; a GPU has to be filled.
+# Voxels of a block along an axis. Small ones stay in a CPU's cache and are often of one class; a GPU has to be filled,
+# with blocks of about so many logits.
 BLOCK = {"cpu": 32, "cuda": 256, "mps": 128}
+VALUES_PER_BLOCK = 2**26
 
 Column = tuple[slice, slice]
 Region = tuple[slice, slice, slice]
@@ -103,19 +105,29 @@ class Block:
             result = (z @ result.flatten(2)).unflatten(2, result.shape[2:])
         return result
 
+    def forget(self) -> None:
+        """Let go of the logits on the file's grid."""
+        self.__dict__.pop("logits", None)
+
 
 def blocks(source: Source, grid: Grid, device: torch.device, buffer_bytes: int) -> Iterator[list[Block]]:
     """All blocks of a case, those that are ready together in one list, each list valid until the next one.
 
     buffer_bytes : that the planes in memory may take; where they would take more, the case is done in columns
     """
+    edge = block_edge(source.shape[0], device.type)
     axes = [
-        pieces(n_in, n_out, axis == grid.separate, BLOCK[device.type], device)
+        pieces(n_in, n_out, axis == grid.separate, edge, device)
         for axis, (n_in, n_out) in enumerate(zip(source.shape[1:], grid.cropped_shape, strict=True))
     ]
     needs = [(piece.made_of.start, piece.made_of.stop) for piece in axes[0]]
     for rows, columns in _columns(source, axes, needs, buffer_bytes):
         yield from _of_column(source, axes[0], rows, columns)
+
+
+def block_edge(n: int, device: str) -> int:
+    """Voxels of a block along an axis, for n logits per voxel."""
+    return min(BLOCK[device], max(BLOCK["cpu"], round((VALUES_PER_BLOCK / n) ** (1 / 3))))
 
 
 def _of_column(source: Source, axis: list[Piece], rows: list[Piece], columns: list[Piece]) -> Iterator[list[Block]]:

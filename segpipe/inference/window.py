@@ -1,131 +1,38 @@
-"""Sliding-window prediction of one preprocessed case: tiles, mirroring, Gaussian blending.
+"""Sliding-window prediction of one preprocessed case, plane by plane.
 
-Rules of nnunetv2/inference/sliding_window_prediction.py and predict_from_raw_data.py: half a patch of overlap, a
-Gaussian of an eighth of the patch, the mean of the logits over all mirrored versions. The logits come plane by plane,
-so that those of a whole case never have to be in memory.
+So the logits of a whole case never have to be in memory. tiles.py has the rules.
 """
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, combinations, product
-from math import ceil, prod
+from itertools import product
+from math import prod
 
-import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
-SIGMA = 1 / 8  # of the patch edge
-VOXELS_PER_FORWARD = {"cpu": 2**18, "cuda": 2**23, "mps": 2**21}  # tiles and flips go through the network together
-VALUES_PER_FORWARD = {"cpu": 2**27, "cuda": 2**30, "mps": 2**28}  # of the logits of those tiles
+from segpipe.inference.tiles import Flip, Tiles, importance, profile
+
 VALUES_AT_ONCE = 2**24  # logits that are weighted together: their copy stays small
 
 Tile = tuple[int, int, int]  # its first voxel per axis
-Flip = tuple[int, ...]
 Region = tuple[slice, slice, slice]
-
-
-def tile_starts(size: int, edge: int, step_size: float) -> list[int]:
-    """First voxels of the tiles along one axis: evenly spread, at most `step_size` of an edge apart."""
-    n_steps = ceil((size - edge) / (edge * step_size)) + 1
-    stride = (size - edge) / (n_steps - 1) if n_steps > 1 else 0
-    return [int(np.round(stride * i)) for i in range(n_steps)]
-
-
-@functools.lru_cache(maxsize=32)
-def profile(edge: int) -> Tensor:
-    """Weight along one axis of a tile: a Gaussian around its centre, nowhere zero (exp(-8) at the ends)."""
-    weights = np.zeros(edge)
-    weights[edge // 2] = 1
-    weights = gaussian_filter1d(weights, edge * SIGMA, mode="constant")
-    return torch.from_numpy(weights / weights.max()).float()
-
-
-def importance(patch_size: Sequence[int]) -> Tensor:
-    """Weight of each voxel of a tile: the product of the profiles of its axes."""
-    weights = torch.ones(())
-    for edge in patch_size:
-        weights = weights[..., None] * profile(edge)
-    return weights
-
-
-def mirrorings(axes: Sequence[int]) -> list[Flip]:
-    """All combinations of mirrored axes, none included."""
-    return list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How the networks of a configuration see a case, whatever the case.
-
-    patch : (Z, Y, X); flat : whether the networks are 2d ones, which see it slice by slice
-    mirror_axes : of the networks' own axes
-    dtype : of the convolutions; float32 is no autocast
-    apart : give the logits of each network instead of their mean
-    most : tiles and flips that may go through the networks together, whatever their size; None: as many as are fast
-    """
-
-    networks: Sequence[nn.Module]
-    n_heads: int
-    patch: tuple[int, int, int]
-    flat: bool
-    mirror_axes: tuple[int, ...]
-    step_size: float
-    dtype: torch.dtype
-    apart: bool = False
-    most: int | None = None
-
-    @property
-    def flips(self) -> list[Flip]:
-        """Each combination of mirrored axes, counted in (C, Z, Y, X)."""
-        return [tuple(axis + 1 + self.flat for axis in axes) for axes in mirrorings(self.mirror_axes)]
-
-    @property
-    def n_out(self) -> int:
-        """How many logits a voxel has."""
-        return self.n_heads * (len(self.networks) if self.apart else 1)
-
-    def starts(self, shape: Sequence[int]) -> list[list[int]]:
-        """First voxels of the tiles of a case along each axis, in the case padded to a patch at least."""
-        edges = zip(shape, self.patch, strict=True)
-        return [tile_starts(max(size, edge), edge, self.step_size) for size, edge in edges]
-
-    def at_once(self, device: str) -> int:
-        """How many tiles and flips go through the networks together."""
-        voxels = prod(self.patch)
-        by_values = VALUES_PER_FORWARD[device] // (voxels * self.n_heads * len(self.networks))
-        fast = min(VOXELS_PER_FORWARD[device] // voxels, by_values)
-        return max(1, fast if self.most is None else min(fast, self.most))
-
-    @torch.inference_mode()
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of some tiles, (N, n_out, Z, Y, X) float32."""
-        inputs = inputs.squeeze(2) if self.flat else inputs
-        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = [network(inputs).float() for network in self.networks]
-        logits = torch.cat(outputs, 1) if self.apart else _mean(outputs)
-        return logits.unsqueeze(2) if self.flat else logits
-
-
-def _mean(outputs: list[Tensor]) -> Tensor:
-    total = outputs[0]
-    for one in outputs[1:]:
-        total += one
-    return total if len(outputs) == 1 else total / len(outputs)
 
 
 class Seen:
     """A case as the networks see it: padded to a patch at least.
 
     image : (C, Z, Y, X) float32 on the device of the networks
+    previous : (1, Z, Y, X) what the stage before segmented, of which the networks see a channel for each of the values
+        from 1 to n_values - 1; made tile by tile, as there may be many
     shape : of its logits, (n_out, Z, Y, X)
     """
 
-    def __init__(self, tiles: Tiles, image: Tensor) -> None:
+    def __init__(self, tiles: Tiles, image: Tensor, previous: Tensor | None = None, n_values: int = 1) -> None:
         self.tiles = tiles
         self.padded, self.inside = _padded(image, tiles.patch)
+        self.previous = None if previous is None else _padded(previous, tiles.patch)[0]
+        self.values = torch.arange(1, n_values, device=image.device).reshape(-1, 1, 1, 1)
         self.shape = (tiles.n_out, *image.shape[1:])
         self.starts = tiles.starts(image.shape[1:])
         self.weights = importance(tiles.patch).to(image.device)
@@ -153,18 +60,32 @@ class Seen:
         return self._known[values]
 
     def cut(self, tile: Tile) -> Tensor:
-        """The image in a tile, (C, Z, Y, X)."""
+        """What the networks see in a tile, (C, Z, Y, X)."""
+        image = self.padded[:, *self._box(tile)]
+        if self.previous is None:
+            return image
+        return torch.cat([image, (self.previous[:, *self._box(tile)] == self.values).to(image.dtype)])
+
+    def _box(self, tile: Tile) -> Region:
         z, y, x = (slice(start, start + edge) for start, edge in zip(tile, self.tiles.patch, strict=True))
-        return self.padded[:, z, y, x]
+        return z, y, x
 
     def _uniform_tiles(self) -> dict[Tile, tuple[float, ...]]:
         """The uniform tiles, where there are several tiles, and the value of each channel."""
         tiles = [(z, y, x) for z, y, x in product(*self.starts)]
         if len(tiles) == 1:
             return {}
-        cut = map(self.cut, tiles)
-        limits = torch.stack([torch.stack((one.amin((1, 2, 3)), one.amax((1, 2, 3)))) for one in cut]).tolist()
-        return {tile: tuple(low) for tile, (low, high) in zip(tiles, limits, strict=True) if low == high}
+        limits = [_limits(self.padded[:, *self._box(tile)]) for tile in tiles]
+        if self.previous is not None:
+            before = [_limits(self.previous[:, *self._box(tile)].float()) for tile in tiles]
+            limits = [torch.cat(pair, 1) for pair in zip(limits, before, strict=True)]
+        found = zip(tiles, torch.stack(limits).tolist(), strict=True)
+        return {tile: tuple(low) for tile, (low, high) in found if low == high}
+
+
+def _limits(part: Tensor) -> Tensor:
+    """Lowest and highest value of each channel, (2, C)."""
+    return torch.stack((part.amin((1, 2, 3)), part.amax((1, 2, 3))))
 
 
 class Sweep:

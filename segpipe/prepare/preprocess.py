@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.data.labels import Labels
 from segpipe.prepare.nonzero import bounding_box, fill_holes, nonzero
 from segpipe.prepare.normalise import normalise
 from segpipe.prepare.plan import Configuration
@@ -64,18 +63,6 @@ class Prepared:
     label: NDArray[np.int16] | None
     grid: Grid
     previous: NDArray[np.int16] | None = None
-
-    def network_input(self, labels: Labels) -> NDArray[np.float32]:
-        """The image's channels and, in a cascade, one for each foreground value of the stage before."""
-        if self.previous is None:
-            return self.image
-        return np.concatenate([self.image, one_hot(self.previous, labels)])
-
-
-def one_hot(previous: NDArray[np.int16], labels: Labels) -> NDArray[np.float32]:
-    """A channel of zeros and ones per foreground value, (n_values - 1, Z, Y, X), in the order of the values."""
-    values = np.arange(1, labels.n_values, dtype=np.int16).reshape(-1, *(1,) * previous.ndim)
-    return (previous == values).astype(np.float32)
 
 
 def preprocess(
