@@ -3,7 +3,7 @@
     python benchmarks/prediction_memory.py
 
 Needs neither nnU-Net nor data: a network of 8 features and random weights, tiles of 128 x 128 x 128, on made-up noise
-of 512 x 512 x 400 voxels (Z: 400) in the network's own spacing, so that there are as many logits per class as voxels;
+of 512 x 512 x 400 voxels (Z: 400), most in the network's own spacing, so that there are as many logits per class as voxels;
 no mirroring. With random weights neighbouring voxels are of different classes, and no tile is uniform: no shortcut
 applies. `segpipe predict` is run on the CPU as a process of its own, with 60 classes and with 8, with a shorter case
 and with two of them.
@@ -39,32 +39,37 @@ SAMPLE_S = 0.25
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `segpipe predict`. planes : of each case; step_size : of the sliding window"""
+    """One call of `segpipe predict`. planes : of each case; step_size : of the sliding window
+
+    network_mm : spacing of the network; the cases have 1 mm
+    """
 
     classes: int
     planes: int
     n_cases: int
     step_size: float
     probabilities: bool = False
+    network_mm: float = SPACING_MM
 
 
 RUNS = {
     "few classes": Run(8, 400, 1, 1.0),
     "many classes": Run(60, 400, 1, 1.0),
+    "resampled": Run(60, 400, 1, 1.0, network_mm=1.5),
     "shorter": Run(60, 200, 1, 1.0),
     "two cases": Run(60, 200, 2, 1.0),
     "probabilities": Run(60, 200, 1, 1.0, probabilities=True),
     "half steps": Run(60, 400, 1, 0.5),
 }
-QUICK = ("few classes", "many classes", "shorter", "two cases")
+QUICK = ("few classes", "many classes", "resampled", "shorter", "two cases")
 
 
-def make_model(folder: Path, classes: int) -> None:
+def make_model(folder: Path, classes: int, network_mm: float) -> None:
     """A MODEL with one fold, as a training of segpipe would have left it, of random weights."""
     n_stages = len(FEATURES)
     planned = Configuration(
         architecture="plain",
-        spacing_mm=[SPACING_MM] * 3,
+        spacing_mm=[network_mm] * 3,
         patch_size=[PATCH] * 3,
         batch_size=2,
         median_shape=[PATCH] * 3,
@@ -115,7 +120,7 @@ def make_images(folder: Path, run: Run) -> None:
 
 def measured(run: Run, work: Path) -> dict[str, Any]:
     """What one run took. Stops where a case is missing."""
-    make_model(work / "model", run.classes)
+    make_model(work / "model", run.classes, run.network_mm)
     make_images(work / "images", run)
     out, log = work / "out", work / "log"
     given = ["--model", work / "model", "-i", work / "images", "-o", out, "--device", "cpu"]
@@ -135,8 +140,19 @@ def report(rows: list[dict[str, Any]]) -> str:
         kind = "probabilities as well" if row["probabilities"] else "segmentation"
         gb = (f"{row[name] * 2**20 / 1e9:.2f}" for name in ("largest_mib", "peak_mib"))
         times = (f"{row[name]:.0f}" for name in ("wall_s", "cpu_s"))
-        lines.append((str(row["classes"]), cases, str(row["step_size"]), kind, *gb, *times))
-    header = ("classes", "cases", "step size", "written", "peak RSS, GB", "peak PSS, GB", "wall, s", "CPU, s")
+        network = f"{row['network_mm']} mm"
+        lines.append((str(row["classes"]), cases, network, str(row["step_size"]), kind, *gb, *times))
+    header = (
+        "classes",
+        "cases of 1 mm",
+        "network",
+        "step size",
+        "written",
+        "peak RSS, GB",
+        "peak PSS, GB",
+        "wall, s",
+        "CPU, s",
+    )
     return measuring.table(header, lines)
 
 
