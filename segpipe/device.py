@@ -21,7 +21,6 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 HEAP_RESERVE_BYTES = 256 * 2**20
 # of a job's memory, by the controller in /proc/self/cgroup ("" in version 2): folder, limit, what counts as taken
 LIMITS = {"": ("", "memory.max", "anon"), "memory": ("memory", "memory.limit_in_bytes", "total_rss")}
-BUFFER_BYTES = 2**31
 MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to be asked for infinity
 
 
@@ -32,15 +31,16 @@ def start(runtime: Runtime) -> torch.device:
     """
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    return use(runtime.device)
+    return use(runtime.device, "params.yaml: runtime.device")
 
 
-def use(name: str) -> torch.device:
+def use(name: str, where: str = "device") -> torch.device:
     """The device of that name (`auto`: the fastest there is), with this process set up for it.
 
-    Raises SegpipeError where it is absent.
+    where : who named it, for the message
+    Raises SegpipeError where it is absent, or no device that segpipe computes on.
     """
-    device = _device(name)
+    device = _device(name, where)
     if device.type == "cpu":
         keep_heap()
     if device.index is not None:
@@ -49,27 +49,14 @@ def use(name: str) -> torch.device:
     return device
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    device = torch.device(name)
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present[device.type]:
-        raise SegpipeError(
-            problem(
-                "no such device",
-                where="params.yaml: runtime.device",
-                found=name,
-                expected=", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]),
-                cure="name a device of this machine, or auto",
-            )
-        )
-    return device
+def _device(name: str, where: str) -> torch.device:
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = ["cuda", *(f"cuda:{i}" for i in range(n_cuda))] if n_cuda else []
+    present = [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+    if name not in ("auto", *present):
+        expected, cure = ", ".join(["auto", *present]), "name a device of this machine, or auto"
+        raise SegpipeError(problem("no such device", where=where, found=name, expected=expected, cure=cure))
+    return torch.device(present[0] if name == "auto" else name)
 
 
 def set_deterministic(wanted: bool) -> None:
@@ -124,7 +111,7 @@ def precision(wanted: str, device: torch.device) -> torch.dtype:
         raise SegpipeError(
             problem(
                 "fp16 needs CUDA",
-                where="params.yaml: train.precision, validate.precision",
+                where="precision; in params.yaml: train.precision, validate.precision",
                 found=f"fp16 on {device}",
                 expected="auto, bf16 or off",
                 cure="set it to auto",
@@ -152,9 +139,9 @@ def free_bytes(device: torch.device) -> int:
 def buffer_bytes(device: torch.device) -> int:
     """What the logits of a case may take while it is predicted, on the device that holds them.
 
-    On the CPU so little that a case of any number of classes leaves room for others.
+    On the CPU a tenth of what is free: image, preparation and the networks' feature maps need several times as much.
     """
-    return usable_bytes(device) // 2 if device.type == "cuda" else min(BUFFER_BYTES, available_bytes() // 8)
+    return usable_bytes(device) // 2 if device.type == "cuda" else available_bytes() // 10
 
 
 def usable_bytes(device: torch.device) -> int:

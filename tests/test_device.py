@@ -47,6 +47,13 @@ def test_a_device_that_is_absent_stops_with_its_name(name):
         start(runtime__device=name)
 
 
+@pytest.mark.usefixtures("_no_gpu")
+@pytest.mark.parametrize("name", ["foo", "meta", "cuda:x", "cuda:-1", "cpu:0", ""])
+def test_what_is_no_device_is_told_to_who_named_it(name):
+    with pytest.raises(SegpipeError, match=rf"no such device\n.*where:    device\n.*{name}\n.*auto, cpu\n"):
+        device.use(name)
+
+
 def test_auto_prefers_cuda_and_a_number_must_exist(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -124,7 +131,7 @@ def test_precision(monkeypatch):
 
 
 def test_fp16_needs_cuda():
-    with pytest.raises(SegpipeError, match="fp16 needs CUDA"):
+    with pytest.raises(SegpipeError, match=r"fp16 needs CUDA\n.*precision; in params\.yaml: train\.precision"):
         device.precision("fp16", torch.device("cpu"))
 
 
