@@ -141,12 +141,62 @@ def test_cases_are_grouped_by_their_channel_numbers(folder, content):
     assert cases.read_image(CASE).array.shape[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["scan_0000"], {"scan": ["scan_0000"]}),
+        (["scan_0041"], {"scan_0041": ["scan_0041"]}),  # in a loop over files each has its own segmentation
+        (["p_0041", "p_0042"], {"p_0041": ["p_0041"], "p_0042": ["p_0042"]}),
+        (["c_0001", "c_0000"], {"c": ["c_0000", "c_0001"]}),
+        (["c_0041_0001", "c_0041_0000", "d"], {"c_0041": ["c_0041_0000", "c_0041_0001"], "d": ["d"]}),
+    ],
+)
+@pytest.mark.parametrize("given", ["folder", "files"])
+def test_what_a_number_at_the_end_of_a_name_means(tmp_path, content, names, expected, given):
+    files = [tmp_path / f"{name}.nii.gz" for name in names]
+    for file in files:
+        file.touch()
+    cases = images.at([tmp_path] if given == "folder" else files, content)
+    assert {case: [path.name.removesuffix(".nii.gz") for path in cases.files(case)] for case in cases.test} == expected
+
+
+@pytest.mark.parametrize(
+    "names", [["c_0000", "c_0002"], ["c_0000", "c"], ["c_0000", "c_0001", "c_0002"], ["A/c", "B/c"], ["c", "c_0000"]]
+)
+def test_files_that_are_not_one_per_channel_are_named(tmp_path, content, names):
+    files = [tmp_path / f"{name}.nii.gz" for name in names]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        shutil.copy(IMAGES / f"{CASE}_0000.nii.gz", file)
+    cases = images.at(files, content)
+    assert cases.test == ["c"]
+    shown = [str(file) if "/" in name else file.name for name, file in zip(names, files, strict=True)]
+    for read in (cases.read_image, cases.identity):
+        with pytest.raises(SegpipeError, match="not one file per channel") as error:
+            read("c")
+        found = str(error.value).split("found:    ")[1].split("\n")[0]
+        assert sorted(found.split(", ")) == sorted(shown)
+
+
+def test_a_link_is_called_as_it_is_and_not_as_what_it_leads_to(tmp_path, content):
+    (tmp_path / "links").mkdir()
+    for channel in (0, 1):
+        shutil.copy(IMAGES / f"{CASE}_000{channel}.nii.gz", tmp_path / f"{channel}f3a")
+        (tmp_path / f"links/c_000{channel}.nii.gz").symlink_to(tmp_path / f"{channel}f3a")
+    cases = images.at(sorted((tmp_path / "links").iterdir()), content)
+    assert cases.test == ["c"]
+    assert len(cases.read_image("c").array) == 2
+
+
 def test_all_bad_cases_are_named_and_the_others_predicted(folder, flat, tmp_path):
     first, second = (folder / f"{CASE}_000{channel}.nii.gz" for channel in (0, 1))
     shutil.copy(first, folder / "alone_0000.nii.gz")
     shutil.copy(first, folder / "broken_0000.nii.gz")
     (folder / "broken_0001.nii.gz").write_bytes(second.read_bytes()[:2000])
-    with pytest.raises(SegpipeError, match=r"(?s)2 problems.*alone.*found:    1.*CT, MRI.*broken_0001\.nii\.gz"):
+    for channel in (0, 2):
+        shutil.copy(first, folder / f"gap_000{channel}.nii.gz")
+    said = r"(?s)3 problems.*alone.*found:    1\n.*CT, MRI.*broken_0001\.nii\.gz.*gap_0000\.nii\.gz, gap_0002\.nii\.gz"
+    with pytest.raises(SegpipeError, match=said):
         predict_folder(loaded(flat), folder, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == [f"{CASE}.nii.gz"]
 
@@ -161,6 +211,31 @@ def test_channels_of_different_shapes_are_refused(folder, content):
         images.at([folder], content).read_image(CASE)
 
 
+@pytest.mark.parametrize(
+    ("scale", "shift_mm", "match"),
+    [
+        (1, 0.05, None),
+        (1, 0.5, r"(?s)channels of different geometries.*0001\.nii\.gz by 0\.5 mm.*at most 0\.1 mm"),
+        (1.01, 0, r"(?s)channels of different spacings.*0000\.nii\.gz .* x .*0001\.nii\.gz .* x "),
+    ],
+)
+def test_channels_that_do_not_lie_on_one_grid_are_refused(folder, content, scale, shift_mm, match):
+    import nibabel
+
+    path = folder / f"{CASE}_0001.nii.gz"
+    nifti = nibabel.load(path)
+    affine = nifti.affine.copy()
+    affine[:3, :3] *= scale
+    affine[0, 3] += shift_mm
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(nifti.dataobj), affine), path)
+    cases = images.at([folder], content)
+    if match is None:
+        assert cases.read_image(CASE).array.shape[0] == 2
+    else:
+        with pytest.raises(SegpipeError, match=match):
+            cases.read_image(CASE)
+
+
 def test_images_of_another_format_are_taken_where_there_is_one(folder, content):
     import nibabel
 
@@ -169,6 +244,7 @@ def test_images_of_another_format_are_taken_where_there_is_one(folder, content):
     assert next(iter(images.at([folder], content).entry(CASE)["images"])).endswith(".nii.gz")
     for path in folder.glob("*.gz"):
         path.unlink()
+    (folder / "notes").mkdir()
     assert next(iter(images.at([folder], content).entry(CASE)["images"])).endswith("_0000.nii")
     (folder / "picture_0000.png").write_bytes(b"")
     with pytest.raises(SegpipeError, match=r"(?s)images of several formats.*\.nii, \.png"):
