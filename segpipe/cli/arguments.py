@@ -76,7 +76,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
         choices=("npz", "nifti"),
         help="npz (CASE.npz, the default kind) or nifti (CASE_probabilities.nii.gz)",
     )
-    written.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of CASE.npz")
+    written.add_argument("--dtype", choices=("float16", "float32"), help="of CASE.npz; default: float16")
     written.add_argument(
         "--uncertainty", action="store_true", help="CASE_uncertainty.nii.gz: how much folds and configurations disagree"
     )
