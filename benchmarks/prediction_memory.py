@@ -3,7 +3,7 @@
     python benchmarks/prediction_memory.py
 
 Needs neither nnU-Net nor data: a network of 8 features and random weights, tiles of 128 x 128 x 128, on made-up noise
-of 512 x 512 x 400 voxels (Z: 400), most in the network's own spacing, so that there are as many logits per class as voxels;
+of 512 x 512 x 400 voxels (Z: 400), most in the network's own spacing: as many logits per class as there are voxels;
 no mirroring. With random weights neighbouring voxels are of different classes, and no tile is uniform: no shortcut
 applies. `segpipe predict` is run on the CPU as a process of its own, with 60 classes and with 8, with a shorter case
 and with two of them.
