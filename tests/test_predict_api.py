@@ -145,17 +145,16 @@ def test_a_folder_of_series_is_a_folder_of_cases(predictor, tmp_path):
             r"overwritten[^,]*b\.nii\.gz\n",
         ),
         (["images/b.nii.gz"], "link", "overwritten"),
-        (["images/c_uncertainty.nii.gz", "images/c_0000.nii.gz"], "images", "overwritten"),
     ],
 )
 def test_no_image_is_overwritten(predictor, tmp_path, named, out, match):
     (tmp_path / "images").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "images")
-    for name in ("b", "c_uncertainty", "c_0000", "c_0001"):
+    for name in ("b", "c_0000", "c_0001"):
         shutil.copy(FILES[0], tmp_path / f"images/{name}.nii.gz")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SegpipeError, match=f"(?s){match}"):
-        predictor.files([tmp_path / name for name in named], tmp_path / out, Written(uncertainty=True))
+        predictor.files([tmp_path / name for name in named], tmp_path / out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
