@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,34 @@ def test_a_log_that_cannot_be_written_is_told_in_one_message(tmp_path: Path) -> 
     assert done.returncode == 2
     assert "the log file cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["evaluate", "{labels}", "{labels}", "--out", "{folder}"],
+        ["evaluate", "{labels}", "{labels}", "--csv", "{file}/table.csv"],
+        ["ensemble", "{labels}", "{labels}", "-o", "{file}"],
+        ["postprocess", "{labels}", "--rules", "{file}", "-o", "{file}"],
+    ],
+)
+def test_where_results_cannot_be_written_is_said_first(tmp_path: Path, call: list[str]) -> None:
+    dataset = nnunet_dataset(tmp_path / "Dataset001_Test")
+    (tmp_path / "file").write_text("in the way")
+    places = {"labels": dataset / "labelsTr", "folder": tmp_path, "file": tmp_path / "file"}
+    done = segpipe(*(part.format(**places) for part in call), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "results cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_images_beside_segmentations_are_not_scored(tmp_path: Path) -> None:
+    labels = nnunet_dataset(tmp_path / "Dataset001_Test") / "labelsTr"
+    shutil.copytree(labels, tmp_path / "predicted")
+    for path in list((tmp_path / "predicted").iterdir()):
+        for end in ("probabilities", "uncertainty"):
+            shutil.copy(path, path.with_name(path.name.replace(".nii.gz", f"_{end}.nii.gz")))
+    done = segpipe("evaluate", tmp_path / "predicted", labels, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"means over {len(list(labels.iterdir()))} cases" in done.stdout

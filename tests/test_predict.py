@@ -1,5 +1,6 @@
 """Loading models and predicting imagesTs."""
 
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -221,7 +222,7 @@ def test_cases_done_with_other_models_or_in_another_way_are_not_taken_over(
     models = models_of(trained) if changes else models_of(trained)[:1]
     predict_dataset(prepared.cases, models, ["3d_fullres"], out, params(**changes))
     assert len(predicted) == 2
-    assert not list((tmp_path / "out/state/predictions").glob("*/"))  # nothing unfinished is left behind
+    assert len(list((tmp_path / "out/state/predictions").glob("*/"))) == 1  # nothing of other ways is left behind
 
 
 def test_averaged_weights_predict_where_the_settings_say_so(prepared, trained, tmp_path, monkeypatch):
@@ -270,9 +271,13 @@ def test_a_finished_prediction_is_not_done_again(prepared, trained, tmp_path, mo
         return len(predicted)
 
     assert [again(), again()] == [2, 0]
+    shutil.rmtree(out)  # as Snakemake does before it runs the job again
+    assert again() == 0
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"{case}.nii.gz" for case in prepared.cases.test]
     assert [again(validate__step_size=0.5), again()] == [2, 2]
-    (out / f"{prepared.cases.test[0]}.nii.gz").unlink()
-    assert again() == 2
+    (out / f"{prepared.cases.test[0]}.nii.gz").write_bytes(b"edited, and so is its other name")
+    (out / f"{prepared.cases.test[1]}.nii.gz").unlink()
+    assert again() == 1
 
 
 def interrupted(*_):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segpipe import digest
+from segpipe.cli.outcome import require_file
 from segpipe.cli.settings import load_params
 from segpipe.data import dataset_json
 from segpipe.evaluation import files
@@ -18,7 +19,7 @@ COLUMNS = (
     ("HD95 mm", "hd95_mm", 2),
     ("ASSD mm", "assd_mm", 2),
     ("NSD", "nsd", 4),
-    ("volume ml", "volume_difference_ml", 2),
+    ("volume diff. ml", "volume_difference_ml", 2),
     ("lesion F1", "lesion_f1", 4),
 )
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
         settings = settings.model_copy(update={"nsd_tolerance_mm": args.nsd_tolerance_mm})
     labels = dataset_json.classes(args.labels.parent, dataset_json.read(args.labels)) if args.labels else None
     way = files.Way(labels, settings, params.check.geometry_tolerance_mm, args.threads)
+    for path in (args.out, args.csv):
+        require_file(path)
     content = files.evaluate(args.prediction, args.reference, way, args.only_predicted)
     if args.out:
         digest.write_json(args.out, content)

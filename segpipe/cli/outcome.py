@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,31 @@ def _log_file(path: Path) -> logging.Handler:
         expected, cure = "a file that can be written", "correct the path, or who may write there"
         what = "the log file cannot be written"
         raise SegpipeError(problem(what, where=path, found=error.strerror, expected=expected, cure=cure)) from None
+
+
+def require_folder(path: Path) -> None:
+    """Raise SegpipeError where there can be no folder for results, before anything is computed; it is not made yet."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        expected, cure = "a folder that can be written to", "name another one"
+        found = error.strerror or str(error)
+        raise SegpipeError(
+            problem("results cannot be written", where=path, found=found, expected=expected, cure=cure)
+        ) from None
+
+
+def require_file(path: Path | None) -> None:
+    """The same for a file."""
+    if path is not None and path.is_dir():
+        expected, cure = "a file", "name one in it"
+        raise SegpipeError(
+            problem("results cannot be written", where=path, found="a folder", expected=expected, cure=cure)
+        )
+    if path is not None:
+        require_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import fields
 
+from segpipe.cli.outcome import require_folder
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference.api import Options, Predictor
 from segpipe.inference.predict_cases import Written
@@ -16,4 +17,6 @@ def run(args: argparse.Namespace) -> None:
         raise SegpipeError(problem("no such type", where="--dtype", found=found, expected=expected, cure=cure))
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
     written = Written(args.probabilities, args.dtype or "float16", uncertainty=args.uncertainty)
-    Predictor(args.model, **options).files(args.images, args.out, written)
+    predictor = Predictor(args.model, **options)
+    require_folder(args.out)
+    predictor.files(args.images, args.out, written)

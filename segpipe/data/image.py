@@ -18,6 +18,8 @@ from segpipe.data.formats.grid import Grid, Stored
 from segpipe.errors import SegpipeError, problem
 
 FILE_ENDINGS = tuple(FORMATS)
+# Ends of the names of what lies beside segmentations and is none: probabilities as an image, and how sure they are.
+BESIDE_SEGMENTATIONS = ("_probabilities", "_uncertainty")
 # What segmentations of images in a lossy format, or without one for labels, are stored in.
 LABEL_ENDINGS = {".jpg": ".png", ".jpeg": ".png", ".dcm": ".nii.gz"}
 # Formats for colours: in nnU-Net's layout, a case may have fewer files than channels.

@@ -135,6 +135,8 @@ def _cases(folder: Path, problems: list[str]) -> dict[str, Path]:
         if ending is None or path.name.startswith(".") or path.is_dir():
             continue
         case = path.name[: -len(ending)]
+        if case.endswith(image.BESIDE_SEGMENTATIONS):
+            continue
         if case in cases:
             problems.append(_missing("two files of one case", folder, f"{cases[case].name}, {path.name}", "one"))
         cases[case] = path

@@ -21,7 +21,6 @@ log = getLogger(__name__)
 
 MEANING = "labels.json"
 RECORDS = ".segpipe"  # folder of the digests of finished cases
-NO_SEGMENTATIONS = ("_probabilities", "_uncertainty")  # ends of names of other images that the prediction writes
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _segmentations(folder: Path) -> dict[str, Path]:
     for file in sorted(folder.glob("[!.]*")):
         ending = max((end for end in image.FILE_ENDINGS if file.name.lower().endswith(end)), key=len, default=None)
         case = file.name[: -len(ending)] if ending else ""
-        if case and not case.endswith(NO_SEGMENTATIONS):
+        if case and not case.endswith(image.BESIDE_SEGMENTATIONS):
             found[case] = file
     return found
 

@@ -195,7 +195,11 @@ def run(model: Model, prepared: Prepared, way: Way, sinks: Sequence[Sink], apart
     device.trim_heap()
 
 
-def tidy(state: Path) -> None:
-    """Remove finished cases that are no longer waited for, also those that other weights or settings left behind."""
+def tidy(state: Path, keep: str | None = None) -> None:
+    """Remove finished cases that are no longer waited for, also those that other weights or settings left behind.
+
+    keep : name of the folder that stays
+    """
     for folder in state.glob("*/"):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.name != keep:
+            shutil.rmtree(folder, ignore_errors=True)

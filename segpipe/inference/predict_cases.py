@@ -25,7 +25,7 @@ from segpipe.inference.predict import Way
 
 log = getLogger(__name__)
 
-PROBABILITIES, UNCERTAINTY = (f"{end}.nii.gz" for end in folders.NO_SEGMENTATIONS)
+PROBABILITIES, UNCERTAINTY = (f"{end}.nii.gz" for end in image.BESIDE_SEGMENTATIONS)
 WRITERS = 2  # threads that write while the next case is predicted
 
 

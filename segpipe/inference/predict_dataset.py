@@ -41,7 +41,8 @@ def predict_dataset(
 
     paths : the checkpoints of these configurations and of the stages before them
     configurations : those whose probabilities are averaged, unless `learnt` has a choice among them
-    Finished cases are kept in an undeclared folder, so a killed prediction goes on where it stopped.
+    Finished cases are kept in an undeclared folder, as a second name of the same files: a killed prediction goes on
+    where it stopped, and when an image is added only that one is predicted.
     Raises SegpipeError where cases cannot be predicted, after all others were; then `out` stays as it was.
     """
     settings, learnt = params.validate_, learnt or Learnt()
@@ -63,9 +64,9 @@ def predict_dataset(
         with digest.new_folder(out) as folder:
             folders.describe(folder, cases.labels, cases.orientation)
             for path in (path for case in cases.test for path in job.files(case)):
-                digest.copy(path, folder / path.name)
+                digest.link(path, folder / path.name)
             digest.write_json(folder / PUBLISHED, identity)
-        tidy(state)
+        tidy(state, keep=way)
     log.info("%d cases predicted by %d models", len(cases.test), len(needed))
 
 

@@ -159,5 +159,5 @@ def _header(path: Path, file: IO[bytes]) -> tuple[Shape, np.dtype[Any], bool]:
 
 
 def _error(what: str, path: Path, found: object, expected: str) -> SegpipeError:
-    cure = "write it again: validate, or predict with --probabilities"
+    cure = "remove its folder softmax/ and give the same command again, or predict with --probabilities"
     return SegpipeError(problem(what, where=path, found=found, expected=expected, cure=cure))
