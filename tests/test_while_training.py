@@ -50,7 +50,7 @@ def summary_of(folder):
 
 
 def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 def visible(folder):
@@ -93,7 +93,7 @@ def test_images_are_predicted_with_the_present_checkpoint(prepared, trained, sta
     predict_dataset(prepared.cases, [published], ["3d_fullres"], Path("expected/predictions"), params())
     predicted = files_of(RESULTS / f"predictions_{FOLDERS[which]}")
     assert predicted == files_of(Path("expected/predictions"))
-    assert len(predicted) == 2
+    assert len(predicted) == 3  # two cases, and what their classes are
 
 
 def test_the_training_is_left_as_it_was(state):
@@ -278,7 +278,7 @@ def test_a_running_training_is_validated_and_predicted_with(
         assert 1 <= summary["epoch"] < LONGER
         assert len(summary["metric_per_case"]) == len(visible(fold / f"validation_{folder}/softmax")) == 3
         now(project, "predict", "--checkpoint", which)
-        assert visible(fold / f"predictions_{folder}") == ["labels.json", "phantom_005.nii.gz"]
+        assert visible(fold / f"predictions_{folder}") == [".made_of.json", "labels.json", "phantom_005.nii.gz"]
     os.kill(pid, signal.SIGCONT)
     now(project, "validate", "--checkpoint", "latest")  # while it goes on
     assert snakemake.wait() == 0
