@@ -29,8 +29,9 @@ grid = Grid(shape, whole, tuple(case["spacing_mm"]), tuple(case["network_mm"]), 
 
 def run() -> None:
     """Logits in memory to a segmentation on disk."""
-    label_map = export.segment(Whole(logits), grid, classes, on, device.buffer_bytes(on))
-    image.write_label_like(folder / "segpipe.nii.gz", label_map, folder / "image.nii.gz")
+    label_map = export.LabelMap(grid, classes)
+    export.export(Whole(logits), grid, [label_map], on, device.buffer_bytes(on))
+    image.write_label_like(folder / "segpipe.nii.gz", label_map.array, folder / "image.nii.gz")
 
 
 measured(run)

@@ -175,13 +175,6 @@ def painted(decision: Tensor, labels: Labels) -> Tensor:
     return torch.tensor([0, *labels.regions_order], dtype=torch.int16, device=decision.device)[decision]
 
 
-def segment(source: Source, grid: Grid, labels: Labels, on: torch.device, buffer_bytes: int) -> NDArray[np.int16]:
-    """The label map of a case on its file's grid, (Z, Y, X)."""
-    label_map = LabelMap(grid, labels)
-    export(source, grid, [label_map], on, buffer_bytes)
-    return label_map.array
-
-
 def segmentation(probabilities: Probabilities, labels: Labels) -> NDArray[np.int16]:
     """The label map of (heads, Z, Y, X) probabilities: the most probable class, the first of equal ones; or the regions
     above one half painted in their order.
