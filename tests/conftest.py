@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from interop import imported
 
 REPO = Path(__file__).resolve().parents[1]
 INTERPRETER = Path(sys.executable).parent
@@ -173,3 +174,15 @@ def _no_module_of_another_test(tmp_path_factory: pytest.TempPathFactory) -> Iter
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(base):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2d MODEL of nnU-Net with two folds; nobody changes it."""
+    return imported("resenc", tmp_path_factory.mktemp("flat"))
+
+
+@pytest.fixture(scope="session")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MODEL of nnU-Net with regions: 3d_lowres and 3d_cascade_fullres; nobody changes it."""
+    return imported("regions", tmp_path_factory.mktemp("cascade"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from interop import IMAGES, imported, of_nnunet, segpipe
+from interop import IMAGES, of_nnunet, segpipe
 from volumes import REPO
 
 import segpipe as package
@@ -27,17 +27,6 @@ from segpipe.inference.predict_cases import Written
 CASE = "case_004"
 QUICK = {"step_size": 1.0, "mirroring": False, "device": "cpu"}
 FILES = [IMAGES / f"{CASE}_000{channel}.nii.gz" for channel in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def flat(tmp_path_factory):
-    """A 2d MODEL with two folds."""
-    return imported("resenc", tmp_path_factory.mktemp("flat"))
-
-
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory):
-    return imported("regions", tmp_path_factory.mktemp("cascade"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from interop import IMAGES, imported, segpipe
+from interop import IMAGES, segpipe
 
 from segpipe.data import image
 from segpipe.errors import SegpipeError
@@ -16,17 +16,6 @@ from segpipe.training import checkpoint
 
 CASE = "case_004"
 FAST = Way(step_size=1.0, mirroring=False, precision="trained")
-
-
-@pytest.fixture(scope="module")
-def flat(tmp_path_factory):
-    """A 2d MODEL with two folds."""
-    return imported("resenc", tmp_path_factory.mktemp("flat"))
-
-
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory):
-    return imported("regions", tmp_path_factory.mktemp("cascade"))
 
 
 def loaded(model, **asked):
