@@ -6,9 +6,8 @@ digest and neither resume it nor overwrite it. The declared files are copied out
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from logging import ERROR, FileHandler, Formatter, LogRecord, getLogger
+from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,25 @@ log = getLogger(__name__)
 NEW_BEST = "best_new.pth"  # becomes best.pth when `latest` is on disk
 STEP_LINE_EVERY_S = 30.0  # a line within an epoch, where epochs are long
 DRAW_EVERY_S = 60.0
+OnEpoch = Callable[[list[Row]], None]
 
 
 def train(
-    store: Store, splits_path: Path, fold_name: str, out: Path, params: Params, whole_cases: Scorer | None = None
+    store: Store,
+    splits_path: Path,
+    fold_name: str,
+    out: Path,
+    params: Params,
+    whole_cases: Scorer | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> None:
     """Train one configuration on one fold, or continue it, and write its finished files into `out`.
 
     A training with the same digest that is finished is published again within seconds.
 
     whole_cases : makes the function that scores whole validation cases, for `train.full_validation`
+    on_epoch : called with the rows so far after each epoch that another one follows, when its checkpoint is being
+        written; what it raises ends the training, which a later call continues
     Raises SegpipeError where the settings ask for what does not exist and where the training diverges; Interrupted
     after SIGTERM or SIGUSR1, when the state is saved.
     """
@@ -61,8 +69,8 @@ def train(
         if not (state / "final.pth").exists():
             setup = Setup.of(store, fold, params)
             identity.write(state, params)
-            with _logged(state / "train.log"):
-                _Job(setup, state, identity, title, report).run(whole_cases)
+            with messages.kept(state / "train.log"):
+                _Job(setup, state, identity, title, report).run(whole_cases, on_epoch)
         _publish(state, out)
     log.info("%s: published from %s", title, state)
 
@@ -75,23 +83,6 @@ def _publish(state: Path, out: Path) -> None:
         ("progress.png", "progress.png"),
     ):
         digest.copy(state / source, out / target)
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Keep the messages of the block in a file, with the time and with the error that ends it."""
-    handler = FileHandler(path)
-    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    getLogger().addHandler(handler)
-    try:
-        yield
-    except Exception as error:
-        text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-        handler.handle(LogRecord(__name__, ERROR, __file__, 0, "%s", (text,), None))
-        raise
-    finally:
-        getLogger().removeHandler(handler)
-        handler.close()
 
 
 class _Job:
@@ -109,8 +100,9 @@ class _Job:
         self.step_seconds: list[float] = []
         self.last_line = self.last_drawing = time.monotonic()
 
-    def run(self, whole_cases: Scorer | None) -> None:
+    def run(self, whole_cases: Scorer | None, on_epoch: OnEpoch | None) -> None:
         """Resume, train to the end, write the final files."""
+        self.on_epoch = on_epoch
         with interrupt.noted() as self.requests:
             self.training = self.setup.training(whole_cases, self._between)
             self._resume()
@@ -230,6 +222,8 @@ class _Job:
         self.step_seconds = [*self.step_seconds[-4:], seconds_per_step]
         self._line(messages.epoch(training, self.classes, self.step_seconds))
         self.report(f"{self.title}, epoch {row['epoch']}/{training.epochs} done")
+        if self.on_epoch is not None and not training.is_over():
+            self.on_epoch(rows)
 
     def _save_best(self) -> None:
         if self.runtime.disable_checkpointing:

@@ -1,6 +1,10 @@
-"""The lines that a training prints."""
+"""The lines that a training prints, and the file that keeps them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from logging import ERROR, FileHandler, Formatter, LogRecord, getLogger
+from pathlib import Path
 from statistics import mean
 
 from segpipe.training.loop import Training
@@ -18,6 +22,23 @@ def epoch(training: Training, classes: list[str], step_seconds: list[float]) -> 
         f"dice {dice}  ema {_readable(row['dice_ema'])}{more}  lr {row['learning_rate']:.5f}  "
         f"{step_seconds[-1]:.3f} s/it  left {left}"
     )
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Keep the messages of the block in a file, with the time and with the error that ends it."""
+    handler = FileHandler(path)
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    getLogger().addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        handler.handle(LogRecord(__name__, ERROR, __file__, 0, "%s", (text,), None))
+        raise
+    finally:
+        getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _readable(value: float | None) -> str:
