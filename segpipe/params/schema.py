@@ -206,6 +206,7 @@ class Runtime(Section):
     """How the work is done on this machine; part of no digest."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$")]
+    num_gpus: Count
     threads: Count | None
     feed_threads: Annotated[int, Field(ge=0)] | None
     feeding: Literal["auto", "device", "host", "file"]
