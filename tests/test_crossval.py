@@ -7,6 +7,7 @@ import pytest
 from tiny import params
 
 from segpipe import digest
+from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError
 from segpipe.evaluation import crossval, summary
 
@@ -16,20 +17,23 @@ def gather(paths, out):
     better = summary.tables([row(case, 1.0, 0.5) for case in "ab"])
     told = {"models": "all", "members": ["2d"], "rules": [{"of": "liver"}], "tried": [], "postprocessed": better}
     digest.write_json(out.with_name("postprocessing.json"), told)
-    crossval.gather(paths, out.with_name("postprocessing.json"), out, params().evaluate)
+    crossval.gather(paths, out.with_name("postprocessing.json"), out, out.with_name("metrics.json"), params().evaluate)
 
 
 IDENTITY = {"dataset": "d", "training": "t", "checkpoint": "final", "validate": "v"}
+LABELS = json.loads(
+    json.dumps(Labels({"background": (0,), "vessel": (2,), "liver": (1,)}, None, None, (0, 1, 2)).to_json())
+)
 
 
 def row(case, one, two):
-    metrics = {"1": {"Dice": one}, "2": {"Dice": two}}
+    metrics = {key: {"Dice": dice, "nsd": dice, "hd95_mm": None} for key, dice in (("1", one), ("2", two))}
     return summary.case_row(metrics, f"results/{case}.nii.gz", f"labelsTr/{case}.nii.gz")
 
 
 def fold(tmp_path, number, rows, **identity):
     path = tmp_path / f"fold_{number}/summary.json"
-    content = {**summary.tables(rows), "fold": str(number), "identity": {**IDENTITY, **identity}, "labels": {"a": 1}}
+    content = {**summary.tables(rows), "fold": str(number), "identity": {**IDENTITY, **identity}, "labels": LABELS}
     digest.write_json(path, content)
     return path
 
@@ -50,7 +54,7 @@ def test_the_mean_is_over_cases_not_over_folds(tmp_path):
     assert content["folds"]["0"]["mean"]["1"]["Dice"] == pytest.approx(0.7)
     assert content["folds"]["1"]["foreground_mean"]["Dice"] == pytest.approx(0.35)
     assert content["identity"] == IDENTITY
-    assert content["labels"] == {"a": 1}
+    assert content["labels"] == LABELS
 
 
 def test_classes_that_exist_nowhere_are_null(tmp_path, caplog):
@@ -80,6 +84,40 @@ def test_what_the_rules_make_of_it_stands_beside(tmp_path):
     assert after["mean"]["1"]["Dice"] == 1
     assert (after["models"], after["members"], after["rules"]) == ("all", ["2d"], [{"of": "liver"}])
     assert after["confidence"]["mean"]["1"]["Dice"] == {"low": 1, "high": 1}
+
+
+def test_experiments_are_compared_by_few_numbers(tmp_path):
+    """Those of the summary, with the classes' names; what is null there is null here."""
+    gather([fold(tmp_path, 0, [row("a", 0.9, 0.2), row("b", 0.7, 0.6)])], tmp_path / "out.json")
+    content, metrics = (digest.read_json(tmp_path / name) for name in ("out.json", "metrics.json"))
+    interval = content["confidence"]["foreground_mean"]["Dice"]
+    classes = metrics.pop("classes")
+    assert metrics == {
+        "Dice": pytest.approx(0.6),
+        "nsd": pytest.approx(0.6),
+        "hd95_mm": None,
+        "Dice_low": interval["low"],
+        "Dice_high": interval["high"],
+        "Dice_postprocessed": 0.75,
+        "Dice_of": {"liver": pytest.approx(0.8), "vessel": pytest.approx(0.4)},
+    }
+    assert [one["class"] for one in classes] == ["liver", "vessel"]
+    assert [one["Dice"] for one in classes] == list(metrics["Dice_of"].values())
+
+
+def test_regions_are_compared_by_their_names(tmp_path):
+    labels = Labels({"background": (0,), "whole": (1, 2), "core": (2,)}, (1, 2), None, (0, 1, 2))
+    path = fold(tmp_path, 0, [row("a", 0.9, 0.2)])
+    content = digest.read_json(path)
+    rows = [
+        {**one, "metrics": {"(1, 2)": one["metrics"]["1"], "2": one["metrics"]["2"]}}
+        for one in content["metric_per_case"]
+    ]
+    digest.write_json(path, {**content, **summary.tables(rows), "labels": labels.to_json()})
+    gather([path], tmp_path / "out.json")
+    metrics = digest.read_json(tmp_path / "metrics.json")
+    assert metrics["Dice_of"] == {"whole": 0.9, "core": 0.2}
+    assert metrics["Dice_low"] is None  # one case has no interval
 
 
 def test_a_case_of_two_folds_is_refused(tmp_path):

@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from segpipe import digest
+from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import intervals, summary
 from segpipe.params import Evaluate
 
 log = getLogger(__name__)
 
+HEADLINE = ("Dice", "nsd", "hd95_mm")
 
-def gather(paths: list[Path], postprocessing: Path, out: Path, settings: Evaluate) -> None:
+
+def gather(paths: list[Path], postprocessing: Path, out: Path, metrics: Path, settings: Evaluate) -> None:
     """Write the summary over the cases of all folds, with confidence intervals of its means.
 
+    metrics : file for the few of these numbers that experiments are compared by
     postprocessing : postprocessing.json, which has the scores of what the prediction will take, after its rules
     Raises SegpipeError where folds were made of different data or settings, or share a case.
     """
@@ -45,9 +49,29 @@ def gather(paths: list[Path], postprocessing: Path, out: Path, settings: Evaluat
         "labels": first["labels"],
         "versions": summary.versions(),
     }
+    digest.write_json(metrics, headline(content))
     digest.write_json(out, content)
     dice = summary.readable(content["foreground_mean"]["Dice"])
     log.info("cross-validation: mean foreground Dice over %d cases: %s", len(rows), dice)
+
+
+def headline(summary: dict[str, Any]) -> dict[str, Any]:
+    """What `dvc metrics` and `dvc exp show` have as columns: each number is one of the table over all cases.
+
+    Dice_of names the classes as dataset.json does; the list has the same once more, as `dvc plots` reads it (DVC takes
+    no list for a metric).
+    """
+    labels = Labels.from_json(summary["labels"])
+    names = {name: summary["mean"][labels.key(name)] for name in labels.foreground}
+    interval = summary["confidence"]["foreground_mean"]["Dice"] or {"low": None, "high": None}
+    return {
+        **{metric: summary["foreground_mean"][metric] for metric in HEADLINE},
+        "Dice_low": interval["low"],
+        "Dice_high": interval["high"],
+        "Dice_postprocessed": summary["postprocessed"]["foreground_mean"]["Dice"],
+        "Dice_of": {name: mean["Dice"] for name, mean in names.items()},
+        "classes": [{"class": name, **{metric: mean[metric] for metric in HEADLINE}} for name, mean in names.items()],
+    }
 
 
 def _postprocessed(content: dict[str, Any], settings: Evaluate) -> dict[str, Any]:

@@ -36,7 +36,8 @@ rule crossval:
         summaries=expand(rules.ensemble.output.summary, fold=PARAMS.folds),
         postprocessing=rules.postprocess.output,
     output:
-        "results/crossval/summary.json",
+        summary="results/crossval/summary.json",
+        metrics="results/metrics.json",
     log:
         "logs/crossval.log",
     params:
@@ -52,4 +53,4 @@ rule crossval:
         "crossval: all folds together"
     shell:
         "python {params.script} --summaries {input.summaries} --postprocessing {input.postprocessing}"
-        " --out {output} --log {log}"
+        " --out {output.summary} --metrics {output.metrics} --log {log}"

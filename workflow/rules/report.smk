@@ -28,7 +28,7 @@ rule report:
         cases=rules.check.output.cases,
         plan=rules.plan.output,
         crossval=[
-            rules.crossval.output,
+            rules.crossval.output.summary,
             rules.choose.output,
             rules.postprocess.output,
             rules.calibrate.output,

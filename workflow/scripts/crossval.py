@@ -12,8 +12,8 @@ def main(args: Namespace, params: Params) -> None:
     from segpipe.evaluation import crossval
 
     summaries = [Path(path) for path in args.summaries]
-    crossval.gather(summaries, Path(args.postprocessing), Path(args.out), params.evaluate)
+    crossval.gather(summaries, Path(args.postprocessing), Path(args.out), Path(args.metrics), params.evaluate)
 
 
 if __name__ == "__main__":
-    scripts.run(main, "--summaries+", "--postprocessing", "--out")
+    scripts.run(main, "--summaries+", "--postprocessing", "--out", "--metrics")

@@ -37,7 +37,9 @@ PLACEHOLDERS = {
     "fold": "${item.fold}",
     "checkpoint": "${validate.checkpoint}",
 }
-CURVES = {"loss": ["train_loss", "val_loss"], "dice": ["dice_mean"]}
+NO_STAGES = ("download",)  # DVC would remove the dataset before a download, and cache it once more
+METRICS = "results/metrics.json"
+CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "dice_mean": "validation Dice while training"}
 
 
 def main() -> None:
@@ -78,8 +80,7 @@ def read_rules(api: SnakemakeApi) -> list[Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         workflow.list_rules()  # parses the Snakefile
     # Snakemake offers no public way to a rule; the comparison with the committed dvc.yaml notices if this one changes
-    # a download is no stage: DVC would remove the dataset before it, and cache it once more
-    return [rule for rule in workflow._workflow.rules if rule.shellcmd and rule.name != "download"]
+    return [rule for rule in workflow._workflow.rules if rule.shellcmd and rule.name not in NO_STAGES]
 
 
 def stage(rule: Any, params: Params) -> dict[str, Any]:
@@ -92,11 +93,13 @@ def stage(rule: Any, params: Params) -> dict[str, Any]:
     reads, writes = [str(path) for path in inputs], [str(path) for path in outputs]
     return without_empty(
         matrix={name: values for name, values in matrix(rule, params).items() if name in wildcards},
-        cmd=general(command, reads, params),
+        # the code of the commit that DVC has checked out: a queued experiment has its own, in a folder of its own
+        cmd=f"PYTHONPATH=. {general(command, reads, params)}",
         deps=dependencies(rule, reads, params),
         params=list(values.get("cfg", {})),
-        outs=[out(path, rule, params) for path in folded(writes) if not is_metric(path)],
-        metrics=[path for path in writes if is_metric(path)],
+        outs=[out(path, rule, params) for path in folded(writes) if path != METRICS],
+        # cached as other results are: git ignores results/
+        metrics=[path for path in writes if path == METRICS],
     )
 
 
@@ -131,11 +134,6 @@ def is_in(path: str, folder: str) -> bool:
     return Path(path).is_relative_to(folder)
 
 
-def is_metric(path: str) -> bool:
-    """Whether `dvc metrics` shows the file. It is cached as other results are: git ignores results/."""
-    return path.endswith("/summary.json")
-
-
 def dependencies(rule: Any, reads: list[str], params: Params) -> list[str]:
     """What the rule reads, the raw dataset as one folder, and the modules that decide its result."""
     files = ["${dataset}" if is_in(path, params.dataset) else general(path, reads, params) for path in reads]
@@ -156,10 +154,12 @@ def general(text: str, reads: list[str], params: Params) -> str:
 
 
 def plots(params: Params) -> list[dict[str, Any]]:
-    """The learning curves of all trainings in one plot each."""
-    trainings = product(params.configurations, params.folds)
+    """The learning curves of all trainings, one plot for each column; the Dice of each class as bars."""
+    trainings = product(params.trained, params.folds)
     files = [f"results/{configuration}/fold_{fold}/metrics.csv" for configuration, fold in trainings]
-    return [{name: {"x": "epoch", "y": {file: list(columns) for file in files}}} for name, columns in CURVES.items()]
+    curves = {title: {"x": "epoch", "y": dict.fromkeys(files, column)} for column, title in CURVES.items()}
+    bars = {"template": "bar_horizontal", "x": "Dice", "y": {METRICS: "class"}}
+    return [{title: plot} for title, plot in {**curves, "Dice of each class": bars}.items()]
 
 
 if __name__ == "__main__":
