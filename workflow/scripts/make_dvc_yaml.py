@@ -94,7 +94,7 @@ def stage(rule: Any, params: Params) -> dict[str, Any]:
     return without_empty(
         matrix={name: values for name, values in matrix(rule, params).items() if name in wildcards},
         # the code of the commit that DVC has checked out: a queued experiment has its own, in a folder of its own
-        cmd=f"PYTHONPATH=. {general(command, reads, params)}",
+        cmd=f"PYTHONPATH=.:$PYTHONPATH {general(command, reads, params)}",
         deps=dependencies(rule, reads, params),
         params=list(values.get("cfg", {})),
         outs=[out(path, rule, params) for path in folded(writes) if path != METRICS],
