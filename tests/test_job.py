@@ -406,13 +406,14 @@ def test_whole_cases_are_scored_in_their_epochs_with_what_the_settings_say(prepa
     whole = {"train__full_validation__every": 2, "train__full_validation__weights": "averaged"}
     settings = params(**{**SHORT, **changes, **whole})
     train(prepared, tmp_path, settings, whole_cases)
-    ((store, cases, given, mirror_axes, dtype, on_case),) = made
+    ((store, cases, given, mirror_axes, dtype, on_case, ranks),) = made
     assert store is prepared.store
     assert cases == splits.read(prepared.splits, "0")["val"]
     assert given == settings.train.full_validation
     assert mirror_axes == [1]
     assert dtype == torch.float32
     assert on_case.__func__ is job._Job._between
+    assert ranks.n == 1
     assert [row["case_dice_mean"] for row in rows_of(tmp_path)] == ["", "0.25", "", "0.5", ""]
     assert [row["case_dice_vessel"] for row in rows_of(tmp_path)] == ["", "0.25", "", "0.5", ""]
     content = checkpoint.load(tmp_path / "checkpoint_final.pth")
@@ -605,13 +606,8 @@ def test_the_loss_falls(prepared, tmp_path):
 
 
 def test_a_training_that_diverges_leaves_its_batch_and_says_where(prepared, tmp_path, monkeypatch):
-    settings, loss = params(**SHORT), loop._loss
-
-    def broken(training, network, batch, elsewhere):
-        value, *rest = loss(training, network, batch, elsewhere)
-        return (value * float("nan") if training.step == 1 and network.training else value), *rest
-
-    monkeypatch.setattr(loop, "_loss", broken)
+    settings = params(**SHORT)
+    broken_at(monkeypatch, 1)
     with pytest.raises(SegpipeError, match="epoch 2, step 1"):
         train(prepared, tmp_path, settings)
     state = state_of(prepared, tmp_path, settings)
@@ -710,13 +706,13 @@ def on_a_device(monkeypatch):
 
 
 def broken_at(monkeypatch, step):
-    loss = loop._loss
+    loss = loop._training_loss
 
-    def broken(training, network, batch, elsewhere):
-        value, *rest = loss(training, network, batch, elsewhere)
-        return (value * float("nan") if training.step == step and network.training else value), *rest
+    def broken(training, batch, elsewhere):
+        value = loss(training, batch, elsewhere)
+        return value * float("nan") if training.step == step else value
 
-    monkeypatch.setattr(loop, "_loss", broken)
+    monkeypatch.setattr(loop, "_training_loss", broken)
 
 
 LONG_EPOCHS = {**SHORT, "train__iterations_per_epoch": 4}

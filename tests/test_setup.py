@@ -10,6 +10,7 @@ from tiny import params, planned
 
 from segpipe import device
 from segpipe.errors import SegpipeError
+from segpipe.ranks import ALONE
 from segpipe.training import checkpoint, tiers
 from segpipe.training.network import outputs
 from segpipe.training.setup import Setup
@@ -148,7 +149,7 @@ def test_whole_cases_are_scored_as_the_settings_say():
     calls, between = [], lambda: None
     made = one.training(lambda *arguments: calls.append(arguments) or "scores", between)
     assert made.whole_cases == "scores"
-    assert calls == [(one.store, VAL, one.params.train.full_validation, [0, 2], torch.bfloat16, between)]
+    assert calls == [(one.store, VAL, one.params.train.full_validation, [0, 2], torch.bfloat16, between, ALONE)]
 
 
 def test_without_the_setting_no_whole_cases_are_scored():

@@ -51,7 +51,7 @@ def draw(path: Path, rows, classes) -> None:
     digest.write_json(path, [rows, classes])
 
 
-def scorer(store, cases, settings, mirror_axes, dtype, on_case):
+def scorer(store, cases, settings, mirror_axes, dtype, on_case, ranks):
     """Instead of predicting cases: a number that follows from the weights."""
 
     def score(network):

@@ -21,7 +21,9 @@ def start_log(path: str | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path:
         handlers.append(_log_file(Path(path)))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    rank = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes that share a job (cli/launch.py) one speaks
+    level, shape = (logging.WARNING, f"rank {rank}: %(message)s") if rank else (logging.INFO, "%(message)s")
+    logging.basicConfig(level=level, format=shape, handlers=handlers, force=True)
     if path:
         log.debug("pid %d", os.getpid())
 

@@ -5,17 +5,22 @@ A script is a verb: `run(function, "--cases", "--out")` parses exactly those arg
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from segpipe import params as params_module
+from segpipe.cli import launch
 from segpipe.cli.outcome import exit_codes, start_log
 from segpipe.errors import problem, raise_all
 from segpipe.params import Params
 
 
-def run(function: Callable[[argparse.Namespace, Params], None], *options: str) -> None:
-    """Run one verb. An option that ends in `+` takes several values, one that ends in `?` may be left out."""
+def run(function: Callable[[argparse.Namespace, Params], None], *options: str, in_ranks: bool = False) -> None:
+    """Run one verb. An option that ends in `+` takes several values, one that ends in `?` may be left out.
+
+    in_ranks : run it in as many processes as `runtime.num_gpus` says; each is told by its environment which it is
+    """
     parser = argparse.ArgumentParser(description=function.__doc__)
     for option in options:
         nargs = "+" if option.endswith("+") else None
@@ -26,7 +31,10 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str) -
         start_log(args.log)
         params = params_module.load()
         _agree(args, params)
-        function(args, params)
+        if in_ranks and params.runtime.num_gpus > 1 and "LOCAL_RANK" not in os.environ:
+            launch.ranks(params.runtime.num_gpus, params.runtime.threads)
+        else:
+            function(args, params)
 
 
 def _agree(args: argparse.Namespace, params: Params) -> None:

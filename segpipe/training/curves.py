@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ def write_csv(path: Path, rows: list[Row]) -> None:
     writer.writeheader()
     writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
     digest.write_text(path, text.getvalue())
+
+
+def add_timing(path: Path, epoch: int, seconds_per_step: float) -> None:
+    """Note how long an epoch took. Times are no part of the result: they are kept beside it."""
+    if not path.exists():
+        path.write_text("epoch,seconds_per_step,finished_at\n")
+    with path.open("a") as file:
+        file.write(f"{epoch},{seconds_per_step:.4f},{time.time():.1f}\n")
 
 
 def _short(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segpipe.errors import SegpipeError, problem
+from segpipe.ranks import ALONE
 from segpipe.training import checkpoint
 
 if TYPE_CHECKING:
@@ -65,9 +66,8 @@ def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
     longer those it had, and those of the last checkpoint are written instead.
     """
     k = training.settings.accumulate
-    batches = [
-        training.feed.training(number).on(training.device) for number in range(found.step * k, (found.step + 1) * k)
-    ]
+    feed = replace(training.feed, ranks=ALONE)  # the samples of all ranks
+    batches = [feed.training(number).on(training.device) for number in range(found.step * k, (found.step + 1) * k)]
     sources = [source for batch in batches for source in batch.sources]
     content: dict[str, Any] = {
         "epoch": found.epoch,

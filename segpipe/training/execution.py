@@ -43,11 +43,11 @@ class Execution:
     falls_back: bool
 
     @classmethod
-    def of(cls, runtime: Runtime, settings: Train, device: torch.device, n_steps: int) -> "Execution":
+    def of(cls, runtime: Runtime, settings: Train, device: torch.device, n_steps: int, n_ranks: int = 1) -> "Execution":
         """What `runtime.compile` and `runtime.channels_last` mean on a device, for a training of `n_steps` steps.
 
         With `train.deterministic` nothing is compiled. Graphs hold the memory of one forward and one backward pass, so
-        accumulated gradients are only fused.
+        accumulated gradients are only fused; so are those that several ranks exchange, which no graph has recorded.
         """
         chosen = runtime.compile
         if chosen == "auto":
@@ -56,8 +56,8 @@ class Execution:
         if chosen != "never" and settings.deterministic:
             log.warning("runtime.compile: never instead of %s, which chooses kernels by their speed", chosen)
             chosen = "never"
-        if chosen == "graphs" and (settings.accumulate > 1 or device.type != "cuda"):
-            log.warning("runtime.compile: fused instead of graphs, which are for CUDA and train.accumulate: 1")
+        if chosen == "graphs" and (settings.accumulate > 1 or n_ranks > 1 or device.type != "cuda"):
+            log.warning("runtime.compile: fused instead of graphs, which are for CUDA, train.accumulate: 1 and one GPU")
             chosen = "fused"
         return cls(runtime.channels_last, chosen, runtime.compile == "auto")
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from segpipe.params import Train
 from segpipe.prepare.store import Store
+from segpipe.ranks import ALONE, Ranks
 from segpipe.training import augment, previous
 from segpipe.training.augment import Drawn, Geometry
 from segpipe.training.sampling import TRAINING, VALIDATION, Box, case_in_pass, draw_box, forced_foreground, generator
@@ -58,6 +59,7 @@ class Feed:
     """The batches of one training: from which cases, in which geometry.
 
     stream : of a CUDA device, on which batches are made; None elsewhere
+    ranks : who share each training batch
     """
 
     store: Store
@@ -66,6 +68,7 @@ class Feed:
     settings: Train
     held: Held
     stream: torch.cuda.Stream | None = None
+    ranks: Ranks = ALONE
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -73,10 +76,15 @@ class Feed:
         return Geometry.of(self.store.planned.patch_size, self.settings.mirror_axes)
 
     def training(self, number: int) -> Batch:
-        """A training batch, counted from the start of the training; a step takes `accumulate` of them."""
+        """This rank's share of a training batch, counted from the start of the training; a step has `accumulate`.
+
+        The samples are numbered over the whole step, so they are the same for any number of ranks.
+        """
         step, part = divmod(number, self.settings.accumulate)
         n = self.store.planned.batch_size
-        return self._batch(TRAINING, step, range(part * n, (part + 1) * n), n * self.settings.accumulate)
+        numbers = range(part * n, (part + 1) * n)
+        own = self.ranks.share(n)
+        return self._batch(TRAINING, step, numbers[own.start : own.stop], n * self.settings.accumulate)
 
     def validation(self, number: int) -> Batch:
         """A validation batch; the same in every epoch, so that epochs compare."""

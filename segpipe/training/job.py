@@ -6,7 +6,8 @@ digest and neither resume it nor overwrite it. The declared files are copied out
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from segpipe import digest
 from segpipe.data import splits
 from segpipe.params import Params
 from segpipe.prepare.store import Store
+from segpipe.ranks import ALONE, Ranks
 from segpipe.training import (
     check,
     checkpoint,
     curves,
     divergence,
     failures,
+    follower,
     interrupt,
     loop,
     messages,
@@ -49,6 +52,7 @@ def train(
     params: Params,
     whole_cases: Scorer | None = None,
     on_epoch: OnEpoch | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train one configuration on one fold, or continue it, and write its finished files into `out`.
 
@@ -57,22 +61,38 @@ def train(
     whole_cases : makes the function that scores whole validation cases, for `train.full_validation`
     on_epoch : called with the rows so far after each epoch that another one follows, when its checkpoint is being
         written; what it raises ends the training, which a later call continues
+    ranks : who share the training; each makes this call, and the first one writes
     Raises SegpipeError where the settings ask for what does not exist and where the training diverges; Interrupted
     after SIGTERM or SIGUSR1, when the state is saved.
     """
     fold = splits.read(splits_path, fold_name)
     title = f"training {store.configuration} fold {fold_name}"
-    with digest.exclusive(out / "state" / ".lock", title) as report:
+    with _only_one(out / "state" / ".lock", title, ranks) as report:
         check.check(params, store.cases.labels)
-        identity = identify(store, fold, params, out / "state")
+        identity = ranks.same(identify(store, fold, params, out / "state"))
         state = out / "state" / identity.digest
-        if not (state / "final.pth").exists():
-            setup = Setup.of(store, fold, params)
+        if not ranks.same((state / "final.pth").exists()):
+            setup = Setup.of(store, fold, params, ranks)
+            if not ranks.is_first:
+                return follower.follow(setup, whole_cases)
             identity.write(state, params)
             with messages.kept(state / "train.log"):
                 _Job(setup, state, identity, title, report).run(whole_cases, on_epoch)
-        _publish(state, out)
+        if ranks.is_first:
+            _publish(state, out)
     log.info("%s: published from %s", title, state)
+
+
+@contextmanager
+def _only_one(lock: Path, title: str, ranks: Ranks) -> Iterator[Callable[[str], None]]:
+    """The first rank holds the lock, for all of them; the others wait until it does."""
+    if not ranks.is_first:
+        ranks.same(None)
+        yield lambda progress: None
+        return
+    with digest.exclusive(lock, title) as report:
+        ranks.same(None)
+        yield report
 
 
 def _publish(state: Path, out: Path) -> None:
@@ -92,7 +112,7 @@ class _Job:
         self, setup: Setup, state: Path, identity: Identity, title: str, report: Callable[[str], None]
     ) -> None:
         self.setup, self.state, self.identity, self.title, self.report = setup, state, identity, title, report
-        self.settings, self.runtime = setup.params.train, setup.params.runtime
+        self.settings, self.runtime, self.ranks = setup.params.train, setup.params.runtime, setup.ranks
         self.classes = classes(setup.store)
         self.callbacks = setup.callbacks()
         self.writer = checkpoint.Writer()
@@ -126,17 +146,11 @@ class _Job:
             self.writer.finish()
 
     def _resume(self) -> None:
-        path = self._resume_from()
+        path = self.ranks.same(self._resume_from())
         if path is not None:
-            content, training = checkpoint.load(path), self.training
+            content = checkpoint.load(path)
             self._warn_of_other_precision(content["precision"])
-            resume = content["resume"]
-            training.network.load_state_dict(content["network"])
-            if training.averaged is not None:
-                training.averaged.load_state_dict(content["averaged"])
-            training.optimiser.load_state_dict(resume["optimiser"])
-            training.scaler.load_state_dict(resume["scaler"])
-            training.rows, training.losses = resume["rows"], list(resume["losses"].to(training.device).unbind())
+            model.restore(self.training, content)
         self._settle_best()
         run = self._describe_start(path)
         digest.write_json(self.state / "run.json", run)
@@ -174,6 +188,7 @@ class _Job:
         precision = str(self.setup.dtype).removeprefix("torch.")
         log.info("%s: %s (%s, %s, digest %s)", self.title, start, self.setup.device, precision, self.identity.digest)
         run = {"device": str(self.setup.device), "precision": precision, "threads": torch.get_num_threads()}
+        run["ranks"] = self.ranks.n
         run["feeding"] = self.training.feed.held.facts()
         runtime = self.runtime.model_dump(mode="json")
         return {
@@ -187,8 +202,8 @@ class _Job:
 
     def _between(self) -> None:
         """Before each step and each validation batch: obey a signal, say how far the epoch is."""
-        if self.requests.number is not None:
-            raise self._interrupted(interrupt.Interrupted(self.requests.number))
+        if number := self.ranks.highest(self.requests.number or 0):
+            raise self._interrupted(interrupt.Interrupted(number))
         if time.monotonic() - self.last_line > STEP_LINE_EVERY_S:
             training, total = self.training, self.training.length.total_steps
             self._line(f"epoch {len(training.rows) + 1}/{training.epochs}  step {training.step}/{total}")
@@ -201,6 +216,7 @@ class _Job:
             self._save_latest()
             self.writer.finish()
             self._line(f"{self.title}: {request.name}, saved after step {self.training.step}; a rerun continues there")
+        self.ranks.same(None)  # the others end now, not before: the launcher would end this one as well
         return request
 
     def _on_epoch_end(self, row: Row, seconds_per_step: float) -> None:
@@ -218,7 +234,7 @@ class _Job:
         if is_due and not self.runtime.disable_checkpointing:
             self._save_latest()
         self.board.write(row)
-        self._timing(row["epoch"], seconds_per_step)
+        curves.add_timing(self.state / "timings.csv", row["epoch"], seconds_per_step)
         self.step_seconds = [*self.step_seconds[-4:], seconds_per_step]
         self._line(messages.epoch(training, self.classes, self.step_seconds))
         self.report(f"{self.title}, epoch {row['epoch']}/{training.epochs} done")
@@ -265,14 +281,6 @@ class _Job:
     def _line(self, text: str) -> None:
         log.info("%s", text)
         self.last_line = time.monotonic()
-
-    def _timing(self, epoch: int, seconds_per_step: float) -> None:
-        """Times are no part of the result: they are kept beside it."""
-        path = self.state / "timings.csv"
-        if not path.exists():
-            path.write_text("epoch,seconds_per_step,finished_at\n")
-        with path.open("a") as file:
-            file.write(f"{epoch},{seconds_per_step:.4f},{time.time():.1f}\n")
 
     def _resumable(self) -> dict[str, Any]:
         """A model, and what else the training needs to go on from here, in the middle of an epoch too."""

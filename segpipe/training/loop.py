@@ -1,5 +1,6 @@
 """The training loop. `fit` is the whole of it: epoch -> training steps -> validation steps -> end of the epoch."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +12,19 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from segpipe.params import Train
+from segpipe.ranks import Ranks
 from segpipe.training import averaging, divergence, selection, target
 from segpipe.training.execution import Execution, Forward
 from segpipe.training.feed import Batch, Feed, ahead, arriving
 from segpipe.training.loss import SegmentationLoss
 from segpipe.training.network import require_shape
 from segpipe.training.optimiser import set_rate
+from segpipe.training.parallel import Parallel
 from segpipe.training.sampling import NETWORK, generator
 from segpipe.training.schedule import Length, Rate
 from segpipe.training.selection import Row
+
+Outputs = Callable[[Tensor, int], list[Tensor]]
 
 
 @dataclass
@@ -29,9 +34,11 @@ class Training:
     averaged : running mean of the weights, or None
     execution : how the network runs: layout, compiled or not
     forward, objective : a network's `n` finest outputs for a batch, and the loss, as they are executed
+    parallel : the network where several ranks share the training, or None
     whole_cases : Dice of a network on whole validation cases, or None
     dtype : of convolutions under autocast; float32 is no autocast
     prefetch, feed_threads : batches prepared ahead, and by how many threads
+    ranks : who share the training; rows and losses are those of all of them
     rows : one per finished epoch
     losses : one per step of the unfinished epoch
     """
@@ -40,6 +47,7 @@ class Training:
     averaged: nn.Module | None
     execution: Execution
     forward: Forward
+    parallel: Parallel | None
     objective: Callable[..., Tensor]
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -54,6 +62,7 @@ class Training:
     dtype: torch.dtype
     prefetch: int
     feed_threads: int
+    ranks: Ranks
     rows: list[Row]
     losses: list[Tensor]
 
@@ -102,7 +111,8 @@ def fit(training: Training, between: Callable[[], None], on_epoch_end: Callable[
             "learning_rate": training.rate(training.step - 1),
         }
         row |= {"train_loss": train_loss, **evaluate(training, between), **_on_whole_cases(training)}
-        training.rows.append(selection.with_running_means(row, training.rows, training.settings.best))
+        row = selection.with_running_means(row, training.rows, training.settings.best)
+        training.rows.append(training.ranks.same(row))
         training.losses = []
         on_epoch_end(training.rows[-1], seconds_per_step)
 
@@ -136,15 +146,28 @@ def train_step(training: Training, step: int, batches: Sequence[Batch]) -> Tenso
     losses = []
     for part, (batch, elsewhere) in enumerate(zip(batches, _sums_elsewhere(training, step, batches), strict=True)):
         _seed(training, step, part)
-        loss = _loss(training, training.network, batch, elsewhere)[0]
-        training.scaler.scale(loss / len(batches)).backward()
+        with _exchanging(training, now=part == len(batches) - 1):
+            loss = _training_loss(training, batch, elsewhere)
+            training.scaler.scale(loss / len(batches)).backward()
         losses.append(loss.detach())
     training.scaler.unscale_(training.optimiser)
     norm = clip_grad_norm_(training.network.parameters(), training.settings.optimiser.clip_norm or math.inf)
-    mean = divergence.check(training, step, torch.stack(losses).mean(), norm)
+    mean = training.ranks.total(torch.stack(losses).mean()) / training.ranks.n
+    mean = divergence.check(training, step, mean, norm)
     training.scaler.step(training.optimiser)
     training.scaler.update()
     return mean
+
+
+def _training_loss(training: Training, batch: Batch, elsewhere: list[Tensor] | None) -> Tensor:
+    """The loss of this rank's share of a batch, such that the mean over the ranks is the loss of the batch."""
+    ranks, outputs = training.ranks, _outputs(training, _of_all_ranks(training), batch)
+    if ranks.n > 1 and elsewhere is None and training.loss.joint:
+        own = training.loss.sums(outputs, batch.label, batch.known)
+        elsewhere = [ranks.total(level) - level for level in own]
+    loss = training.objective(outputs, batch.label, elsewhere, batch.known)
+    weight = len(batch.image) * ranks.n / training.feed.store.planned.batch_size
+    return loss if weight == 1 else loss * weight
 
 
 @torch.no_grad()
@@ -159,17 +182,18 @@ def _sums_elsewhere(training: Training, step: int, batches: Sequence[Batch]) -> 
     buffers = [buffer.clone() for buffer in training.network.buffers()]
     for part, batch in enumerate(batches):
         _seed(training, step, part)
-        outputs = _outputs(training, training.network, batch)
+        outputs = _outputs(training, _alone(training, training.network), batch)
         sums.append(training.loss.sums(outputs, batch.label, batch.known))
     for buffer, before in zip(training.network.buffers(), buffers, strict=True):
         buffer.copy_(before)  # running statistics count each batch once
-    total = [torch.stack(level).sum(0) for level in zip(*sums, strict=True)]
+    total = [training.ranks.total(torch.stack(level).sum(0)) for level in zip(*sums, strict=True)]
     return [[all_ - own for all_, own in zip(total, one, strict=True)] for one in sums]
 
 
 def _seed(training: Training, step: int, part: int) -> None:
-    """Make what a network draws itself (dropout) a function of seed and step, as its batches are."""
-    torch.manual_seed(int(generator(training.settings.seed, NETWORK, step, part).integers(2**63)))
+    """Make what a network draws itself (dropout) a function of seed, step and rank, as its batches are."""
+    number = part * training.ranks.n + training.ranks.rank
+    torch.manual_seed(int(generator(training.settings.seed, NETWORK, step, number).integers(2**63)))
 
 
 @torch.no_grad()
@@ -182,22 +206,39 @@ def evaluate(training: Training, between: Callable[[], None]) -> Row:
 
 
 def _evaluate(training: Training, network: nn.Module, between: Callable[[], None]) -> Row:
-    """The Dice counts the voxels of all patches together."""
+    """The Dice counts the voxels of all patches together. The ranks take the batches in turns."""
     network.eval()
     losses, counts = [], []
-    numbers = range(training.settings.val_iterations_per_epoch)
-    for batch in _arriving(training, training.feed.validation, numbers):
+    numbers, ranks = range(training.settings.val_iterations_per_epoch), training.ranks
+    batches = _arriving(training, training.feed.validation, numbers[ranks.rank :: ranks.n])
+    for number in ranks.turns(numbers):
         between()
-        training.execution.begin_step()
-        loss, logits = _loss(training, network, batch, None)
-        losses.append(loss)
-        counts.append(target.overlaps(logits, batch.label, training.feed.store.cases.labels, batch.known))
-    overlap, total = torch.stack(counts).sum(0).tolist()
+        if number is not None:
+            loss, logits, batch = _validation_loss(training, network, next(batches))
+            losses.append(loss)
+            counts.append(target.overlaps(logits, batch.label, training.feed.store.cases.labels, batch.known))
+    return _evaluated(training, ranks.collected(_plain(losses)), ranks.collected(_plain(counts)))
+
+
+def _plain(tensors: list[Tensor]) -> list[Any]:
+    return torch.stack(tensors).tolist() if tensors else []
+
+
+def _validation_loss(training: Training, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
+    """The loss of a batch, the logits at full resolution, the batch."""
+    training.execution.begin_step()
+    outputs = _outputs(training, _alone(training, network), batch)
+    return training.objective(outputs, batch.label, None, batch.known), outputs[0], batch
+
+
+def _evaluated(training: Training, losses: list[float], counts: list[list[list[int]]]) -> Row:
+    """losses, counts : of all batches in their order"""
+    overlap, total = torch.tensor(counts).sum(0).tolist()
     dice = [2 * o / t if t else None for o, t in zip(overlap, total, strict=True)]
     known = [value for value in dice if value is not None]
     names = training.feed.store.cases.labels.foreground
     return {
-        "val_loss": _finite(float(torch.stack(losses).mean())),
+        "val_loss": _finite(float(torch.tensor(losses).mean())),
         "dice_mean": sum(known) / len(known) if known else None,
         **{f"dice_{name}": value for name, value in zip(names, dice, strict=True)},
     }
@@ -221,15 +262,23 @@ def _on_whole_cases(training: Training) -> Row:
     return training.whole_cases(network)
 
 
-def _loss(training: Training, network: nn.Module, batch: Batch, elsewhere: Any) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, and the logits at full resolution."""
-    outputs = _outputs(training, network, batch)
-    return training.objective(outputs, batch.label, elsewhere, batch.known), outputs[0]
+def _exchanging(training: Training, now: bool) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if training.parallel is None else training.parallel.exchanging(now)
 
 
-def _outputs(training: Training, network: nn.Module, batch: Batch) -> list[Tensor]:
+def _of_all_ranks(training: Training) -> Outputs:
+    """The network, with gradients of all ranks."""
+    return training.parallel or _alone(training, training.network)
+
+
+def _alone(training: Training, network: nn.Module) -> Outputs:
+    """A network as it is executed in this rank by itself."""
+    return lambda x, n_outputs: training.forward(network, x, n_outputs)
+
+
+def _outputs(training: Training, network: Outputs, batch: Batch) -> list[Tensor]:
     """The outputs that enter the loss, the finest first."""
     with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
-        outputs = training.forward(network, training.execution.laid_out(batch.image), training.n_outputs)
+        outputs = network(training.execution.laid_out(batch.image), training.n_outputs)
     require_shape(outputs[0], batch.label, len(training.feed.store.cases.labels.heads))
     return outputs

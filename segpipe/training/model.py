@@ -55,3 +55,14 @@ def facts(setup: Setup, training: Training, identity: Identity) -> dict[str, Any
         "continued_from": identity.lineage,
         **setup.facts,
     }
+
+
+def restore(training: Training, found: dict[str, Any]) -> None:
+    """Put a training where the one that left this resumable checkpoint was."""
+    resume = found["resume"]
+    training.network.load_state_dict(found["network"])
+    if training.averaged is not None:
+        training.averaged.load_state_dict(found["averaged"])
+    training.optimiser.load_state_dict(resume["optimiser"])
+    training.scaler.load_state_dict(resume["scaler"])
+    training.rows, training.losses = resume["rows"], list(resume["losses"].to(training.device).unbind())

@@ -12,7 +12,7 @@ from segpipe.errors import SegpipeError, problem
 from segpipe.params import Train
 from segpipe.prepare.plan import Configuration
 from segpipe.training.resenc import ResidualBlock, ResidualEncoderUNet
-from segpipe.training.unet import NEGATIVE_SLOPE, PlainConvUNet
+from segpipe.training.unet import NEGATIVE_SLOPE, PlainConvUNet, UNet
 
 ARCHITECTURES: dict[str, Callable[[int, int, Configuration], nn.Module]] = {
     "plain": PlainConvUNet,
@@ -97,6 +97,12 @@ def outputs(network: nn.Module, x: Tensor, n_outputs: int) -> list[Tensor]:
 def n_available_outputs(network: nn.Module, plan: Configuration) -> int:
     """How many resolutions `outputs` can give: one per stage of the plan's decoder, or only the full one."""
     return len(plan.strides) - 1 if hasattr(network, "supervised") else 1
+
+
+def unsupervised(network: nn.Module, n_outputs: int) -> list[nn.Parameter]:
+    """The parameters of the heads that make none of the `n_outputs` finest outputs of one of the plan's networks."""
+    heads: Any = network.decoder.seg_layers if isinstance(network, UNet) else []
+    return [parameter for head in heads[: len(heads) - n_outputs] for parameter in head.parameters()]
 
 
 def require_shape(logits: Tensor, label: Tensor, n_classes: int) -> None:

@@ -18,12 +18,14 @@ from segpipe.params import Params
 from segpipe.params.train import FullValidation
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import Store
-from segpipe.training import optimiser, pretrained, schedule, selection, tiers
+from segpipe.ranks import ALONE, Ranks
+from segpipe.training import optimiser, parallel, pretrained, schedule, selection, tiers
 from segpipe.training.execution import Execution
 from segpipe.training.feed import Feed
 from segpipe.training.loop import Training
 from segpipe.training.loss import SegmentationLoss
 from segpipe.training.network import build, n_available_outputs, n_inputs
+from segpipe.training.parallel import Parallel
 from segpipe.training.selection import Row
 
 log = getLogger(__name__)
@@ -42,8 +44,9 @@ class Scorer(Protocol):
         mirror_axes: list[int] | None,
         dtype: torch.dtype,
         on_case: Callable[[], None],
+        ranks: Ranks,
     ) -> Callable[[nn.Module], Row]:
-        """Cases, how they are predicted, and what is called between them."""
+        """Cases, how they are predicted, what is called between them, and who takes turns at them."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,16 @@ class Setup:
     dtype: torch.dtype
     network: nn.Module
     facts: dict[str, Any]
+    ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, store: Store, fold: Fold, params: Params) -> "Setup":
+    def of(cls, store: Store, fold: Fold, params: Params, ranks: Ranks = ALONE) -> "Setup":
         """Start the device and build the network, with pretrained weights and frozen parameters where wanted.
 
-        Raises SegpipeError for a device, column, class, module, file or parameter that does not exist.
+        Raises SegpipeError for a device, column, class, module, file or parameter that does not exist, and for more
+        ranks than a batch has samples.
         """
+        parallel.require_samples(ranks, store.planned)
         settings, cases = params.train, store.cases
         on = device.start(params.runtime)
         device.set_deterministic(settings.deterministic)
@@ -77,7 +83,8 @@ class Setup:
         taken = _pretrained(network, settings.pretrained_weights)
         frozen = pretrained.freeze(network, settings.freeze)
         facts = {"parameters": _count(network), "frozen_parameters": _count(network, set(frozen)), **taken}
-        return cls(store, fold, params, on, dtype, network.to(on), facts)
+        network = parallel.with_common_statistics(network.to(on), ranks, on)
+        return cls(store, fold, params, on, dtype, network, facts, ranks.on(on))
 
     def training(self, whole_cases: Scorer | None, between: Callable[[], None]) -> Training:
         """The training, at its first step."""
@@ -87,7 +94,7 @@ class Setup:
         rate = schedule.Rate(settings, length)
         rate.check()
         loss = SegmentationLoss(settings.loss, self.store.cases.labels, planned.batch_dice)
-        execution = Execution.of(runtime, settings, self.device, length.total_steps)
+        execution = Execution.of(runtime, settings, self.device, length.total_steps, self.ranks.n)
         execution.lay_out(self.network)
         scaled = self.dtype == torch.float16
         feed = self._feed()
@@ -95,18 +102,20 @@ class Setup:
         if settings.full_validation.every is not None:
             assert whole_cases is not None, "train.full_validation needs a function that scores whole cases"
             axes, cases = settings.mirror_axes, self.fold["val"]
-            scorer = whole_cases(self.store, cases, settings.full_validation, axes, self.dtype, between)
+            scorer = whole_cases(self.store, cases, settings.full_validation, axes, self.dtype, between, self.ranks)
+        n_outputs = loss.n_outputs(n_available_outputs(self.network, planned) + 1)
         return Training(
             network=self.network,
             averaged=copy.deepcopy(self.network) if settings.ema.decay is not None else None,
             execution=execution,
             forward=execution.forward,
+            parallel=Parallel(self.network, execution.forward, n_outputs, self.ranks) if self.ranks.n > 1 else None,
             objective=execution.objective(loss),
             optimiser=optimiser.build(self.network, settings.optimiser, scaled),
             scaler=torch.amp.GradScaler(self.device.type, enabled=scaled),
             feed=feed,
             loss=loss,
-            n_outputs=loss.n_outputs(n_available_outputs(self.network, planned) + 1),
+            n_outputs=n_outputs,
             length=length,
             rate=rate,
             whole_cases=scorer,
@@ -115,6 +124,7 @@ class Setup:
             dtype=self.dtype,
             prefetch=runtime.prefetch,
             feed_threads=self._feed_threads(feed),
+            ranks=self.ranks,
             rows=[],
             losses=[],
         )
@@ -124,7 +134,7 @@ class Setup:
         train, val = self.fold["train"], self.fold["val"]
         held = tiers.hold(self.store, [*train, *val], self.params, self.device)
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        return Feed(self.store, train, val, self.params.train, held, stream)
+        return Feed(self.store, train, val, self.params.train, held, stream, self.ranks)
 
     def _feed_threads(self, feed: Feed) -> int:
         """As many as wanted; on a device whose memory holds the cases a thread has little more to do than to draw."""

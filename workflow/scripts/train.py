@@ -12,14 +12,21 @@ def main(args: Namespace, params: Params) -> None:
     from segpipe.data.cases import Cases
     from segpipe.inference import full_validation
     from segpipe.prepare import store
+    from segpipe.ranks import joined
     from segpipe.training import job
 
     cases = Cases.read(Path(args.cases), params.dataset)
-    cases_store = store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
-    job.train(cases_store, Path(args.splits), args.fold, Path(args.out), params, full_validation.scorer)
+    with joined() as ranks:
+        opened = ranks.first_before_others(
+            lambda: store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
+        )
+        out, score = Path(args.out), full_validation.scorer
+        job.train(opened, Path(args.splits), args.fold, out, params, score, ranks=ranks)
 
 
 if __name__ == "__main__":
     scripts.run(
-        main, "--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out", "--on-extend?"
+        main,
+        *("--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out", "--on-extend?"),
+        in_ranks=True,
     )
