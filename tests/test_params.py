@@ -284,14 +284,14 @@ def test_where_no_word_is_near_the_comment_is_pointed_to(message: Callable[..., 
 def test_a_power_of_ten_is_a_number(tmp_path: Path, written: str, read: float) -> None:
     """YAML 1.1 takes those without a point, and without a sign after the e, for text."""
     text = (REPO / "params.yaml").read_text()
-    text, n = re.subn(r"learning_rate: \S+", f"learning_rate: {written}", text)
+    text, n = re.subn(r" learning_rate: \S+", f" learning_rate: {written}", text)
     assert n == 1
     assert params.load(write(tmp_path, text)).train.optimiser.learning_rate == read
 
 
 @pytest.mark.parametrize("written", ["e5", "1e", "1e-", "3e-4x", "'3e-4'", "1e2e3", ".e1", "e", "-e3"])
 def test_what_only_looks_like_a_power_of_ten_is_text(tmp_path: Path, written: str) -> None:
-    text = re.sub(r"learning_rate: \S+", f"learning_rate: {written}", (REPO / "params.yaml").read_text())
+    text = re.sub(r" learning_rate: \S+", f" learning_rate: {written}", (REPO / "params.yaml").read_text())
     assert "valid number" in refusal(write(tmp_path, text))
 
 

@@ -77,8 +77,10 @@ def section(params: Params, name: str) -> dict[str, Any]:
 
 
 def of_results(params: Params) -> dict[str, Any]:
-    """Everything that says what comes out, as plain data: all but how the work is done and where data come from."""
-    return params.model_dump(by_alias=True, mode="json", exclude={"runtime", "download"})
+    """Everything that says what comes out, as plain data: not how the work is done, where data come from, what else is
+    tried.
+    """
+    return params.model_dump(by_alias=True, mode="json", exclude={"runtime", "download", "search"})
 
 
 def _keys(item: Any) -> list[str]:

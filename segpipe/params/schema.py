@@ -21,6 +21,7 @@ from segpipe.params.fields import (
     Spacing,
     Task,
 )
+from segpipe.params.search import Search
 from segpipe.params.train import Train
 
 
@@ -238,19 +239,21 @@ class Params(Section):
     postprocess: Postprocess
     predict: Predict
     report: Report
+    search: Search
     runtime: Runtime
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> "Params":
-        for name in ("configurations", "folds"):
-            values = getattr(self, name)
+        named = {"configurations": self.configurations, "folds": self.folds, "search.folds": self.search.folds}
+        for name, values in named.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}: {values} names something twice; name each once")
-        if max(self.folds) >= self.splits.n_folds:
-            raise ValueError(
-                f"folds: {max(self.folds)} does not exist; splits.n_folds: {self.splits.n_folds} "
-                f"gives the folds 0 to {self.splits.n_folds - 1}"
-            )
+        for name, folds in (("folds", self.folds), ("search.folds", self.search.folds)):
+            if max(folds) >= self.splits.n_folds:
+                raise ValueError(
+                    f"{name}: {max(folds)} does not exist; splits.n_folds: {self.splits.n_folds} "
+                    f"gives the folds 0 to {self.splits.n_folds - 1}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,33 @@
+"""The block `search`: which settings of a training are varied, how often, and what decides between them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from segpipe.params.fields import Configuration, Count, Section
+
+# plain data here; segpipe/search/ranges.py knows the settings that are varied, and says what is wrong with a range
+Ends = dict[Literal["low", "high", "log", "step"], bool | int | float]
+Choices = Annotated[list[Any], Field(min_length=2)]
+
+
+class Pruner(Section):
+    """When a trial that leads nowhere is ended."""
+
+    name: Literal["median", "hyperband", "none"]
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    startup_trials: Annotated[int, Field(ge=0)]
+
+
+class Search(Section):
+    """Trainings with other settings."""
+
+    ranges: Annotated[dict[str, Choices | Ends], Field(min_length=1)]
+    trials: Count
+    workers: Count
+    configuration: Configuration | None
+    folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    measure: str
+    sampler: Literal["tpe", "random", "grid"]
+    seed: Annotated[int, Field(ge=0)]
+    pruner: Pruner
