@@ -69,9 +69,9 @@ def source_digest(path: str, setting: str) -> str:
     return digest.of_source(file) if file.suffix == ".py" else digest.of_file(file)
 
 
-def file_of(path: str) -> Path | None:
-    """The file in the working directory that `path` names, found without importing it; None for installed modules."""
-    module = Path(*path.partition(":")[0].split("."))
+def file_of(path: str, folder: Path = Path()) -> Path | None:
+    """The file in a folder that `path` names, found without importing it; None for installed modules."""
+    module = Path(folder, *path.partition(":")[0].split("."))
     files = [place.with_suffix(suffix) for place in (module / "__init__", module) for suffix in SUFFIXES]
     return next((file for file in files if file.is_file()), None)
 

@@ -5,6 +5,29 @@ One function per verb, which adds its arguments to an argparse parser.
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+
+def init(parser: argparse.ArgumentParser) -> None:
+    """`segpipe init FOLDER`."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the new experiment: experiments/NAME")
+    parser.add_argument("--dataset", metavar="PATH", help="where its dataset lies, from here; default: as in --from")
+    parser.add_argument(
+        "--set",
+        type=_setting,
+        action=_Settings,
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="train.epochs=100 'configurations=[2d, 3d_fullres]': settings of its own; paths from here",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PATH",
+        help="params.yaml or experiment to start from; default: params.yaml, here or of segpipe",
+    )
 
 
 def check(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +211,26 @@ def comma_separated(text: str) -> list[str]:
     if not parts:
         raise argparse.ArgumentTypeError("at least one")
     return parts
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key.strip(), value
+
+
+class _Settings(argparse.Action):
+    """Collects what several calls of an option bring; a key that comes twice is an error."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        collected = [*getattr(namespace, self.dest), *values]
+        keys = [key for key, _ in collected]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            parser.error(f"{option} {twice}: given twice")
+        setattr(namespace, self.dest, collected)
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,7 +1,8 @@
 """params.yaml: its schema, and how it is read."""
 
+from segpipe.params.editing import changed
 from segpipe.params.fields import CASCADE, FULLRES, LOWRES, Configuration, Normalisation
-from segpipe.params.reading import PARAMS_FILE, load, of_results, section
+from segpipe.params.reading import PARAMS_FILE, load, of_results, parse, problems, section, validated
 from segpipe.params.schema import (
     Calibrate,
     Check,
@@ -42,7 +43,11 @@ __all__ = [
     "Splits",
     "Train",
     "Validate",
+    "changed",
     "load",
     "of_results",
+    "parse",
+    "problems",
     "section",
+    "validated",
 ]

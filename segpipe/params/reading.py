@@ -39,8 +39,12 @@ def load(path: Path = PARAMS_FILE) -> Params:
 
     Raises SegpipeError naming file, key, value, what is expected and the nearest valid key, for all errors at once.
     """
+    return validated(parse(_text(path), path), path)
+
+
+def _text(path: Path) -> str:
     try:
-        raw = yaml.load(path.read_text(), _UniqueKeys)
+        return path.read_text()
     except FileNotFoundError:
         raise SegpipeError(
             problem(
@@ -51,24 +55,40 @@ def load(path: Path = PARAMS_FILE) -> Params:
                 cure="run from the project's folder, or copy params.yaml there",
             )
         ) from None
+
+
+def parse(text: str, where: object) -> Any:
+    """YAML as plain data; nothing is known yet of keys and values. Raises SegpipeError for what is no YAML."""
+    try:
+        return yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise SegpipeError(
             problem(
                 "params.yaml is not YAML",
-                where=path,
+                where=where,
                 found=error,
                 expected="key: value lines",
                 cure="correct the line named above",
             )
         ) from None
+
+
+def validated(raw: Any, path: Path) -> Params:
+    """The settings of plain data. path : what the messages call them. Raises SegpipeError as `load` does."""
+    raise_all(str(path), problems(raw, path))
+    return Params.model_validate(raw)
+
+
+def problems(raw: Any, path: Path) -> list[str]:
+    """What is wrong with plain data as settings; path : what the messages call them."""
     try:
-        return Params.model_validate(raw)
+        Params.model_validate(raw)
     except ValidationError as error:
         by_key: dict[str, list[Any]] = {}
         for item in error.errors():
             by_key.setdefault(".".join(_keys(item)), []).append(item)
-        raise_all(str(path), [_explain(path, items) for items in by_key.values()])
-        raise
+        return [_explain(path, items) for items in by_key.values()]
+    return []
 
 
 def section(params: Params, name: str) -> dict[str, Any]:

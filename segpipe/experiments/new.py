@@ -1,0 +1,120 @@
+"""A new experiment: a folder with a params.yaml of its own, in which the project's Snakefile works."""
+
+import filecmp
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from segpipe import digest
+from segpipe import params as params_yaml
+from segpipe.data import phantoms
+from segpipe.errors import problem, raise_all
+from segpipe.experiments import modules, settings
+from segpipe.params import PARAMS_FILE, Params
+
+GENERATED = f"data/raw/{phantoms.NAME}"
+FILES = ("plan.file", "splits.file", "train.pretrained_weights")  # settings that are paths, but for `dataset`
+TASK = re.compile(r"Task\d{2,}_\w+$")  # of the Decathlon
+
+
+def make(folder: Path, source: Path, given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Write `folder`/params.yaml: the text of `source` with what is given, by dotted key.
+
+    Relative paths lead to the same files from the new folder: those of the source start at its folder, given ones at
+    the working directory. A dataset that the pipeline generates or downloads is made anew in the new folder, unless
+    the given path leads to one. Own modules, which are looked for beside params.yaml, are copied.
+
+    Returns the two values, old and new, of every key that differs from the source.
+
+    Raises SegpipeError with everything that is wrong; nothing is written then.
+    """
+    target = folder / PARAMS_FILE
+    raise_all(f"{folder} cannot be made", [*_in_the_way(target), *_no_source(source)])
+    old = source.read_text()
+    text = params_yaml.changed(old, given, source)
+    raw = params_yaml.parse(text, source)
+    wrong = params_yaml.problems(raw, target)
+    params = None if wrong else params_yaml.validated(raw, target)
+    own = modules.files(params.train.import_paths().values(), [source.parent, Path()]) if params else {}
+    raise_all(f"{folder} cannot be made", [*wrong, *_absent(raw, given), *_others(own, folder)])
+    assert params is not None
+    text = params_yaml.changed(text, _moved(params, given, source.parent, folder), source)
+    for file, place in own.items():
+        digest.copy(file, folder / place)
+    digest.write_text(target, text)
+    return settings.differing([params_yaml.parse(each, target) for each in (old, text)])
+
+
+def _in_the_way(target: Path) -> Iterator[str]:
+    folder = target.parent
+    if target.exists():
+        expected, cure = "a new folder", "name another one, or edit that file"
+        yield problem("there is an experiment already", where=folder, found=target, expected=expected, cure=cure)
+    elif folder.exists() and not folder.is_dir():
+        yield problem("not a folder", where=folder, found="a file", expected="a new folder", cure="name another one")
+
+
+def _no_source(source: Path) -> Iterator[str]:
+    if not source.is_file():
+        expected = "params.yaml of a clone of segpipe, or of another experiment"
+        cure = "run from the project's folder, or name a file or folder with --from"
+        yield problem("no settings to start from", where=source, found="no such file", expected=expected, cure=cure)
+
+
+def _absent(raw: Any, given: Mapping[str, Any]) -> Iterator[str]:
+    """Given paths that lead nowhere. Those of the source are left to the run: they may be on another machine."""
+    for key in ("dataset", *FILES):
+        path = given.get(key)
+        if not isinstance(path, str) or os.path.exists(path) or (key == "dataset" and _is_made(path)):
+            continue
+        expected, cure = "a path from the working directory, or an absolute one", "correct it"
+        if key == "dataset":
+            expected += (
+                f"; or {GENERATED}, which is generated; or a task that is downloaded, data/raw/Task04_Hippocampus"
+            )
+        yield problem("no such path", where=key, found=path, expected=expected, cure=cure)
+
+
+def _is_made(dataset: str) -> bool:
+    """Whether the pipeline itself makes a dataset of this path in the experiment's folder."""
+    path = Path(dataset)
+    return path.parent == Path(GENERATED).parent and (path.name == phantoms.NAME or bool(TASK.match(path.name)))
+
+
+def _others(own: Mapping[Path, Path], folder: Path) -> Iterator[str]:
+    """Files in the new folder that the user's modules would replace."""
+    for file, place in own.items():
+        there = folder / place
+        if there.exists() and not filecmp.cmp(file, there, shallow=False):
+            expected, cure = f"nothing, or the same as {file}", "name another folder, or remove the file"
+            yield problem("another module of that name", where=there, found="a file", expected=expected, cure=cure)
+
+
+def _moved(params: Params, given: Mapping[str, Any], base: Path, folder: Path) -> dict[str, str]:
+    """Relative paths as they are from the new folder."""
+    raw: Any = params.model_dump(mode="json", by_alias=True)
+    moved = {}
+    for key in ("dataset", *FILES):
+        path: str | None = reduce(lambda block, name: block[name], key.split("."), raw)
+        if path is None or Path(path).is_absolute():
+            continue
+        there = (Path() if key in given else base) / path
+        stays = key == "dataset" and _is_made(path) and not (there.exists() and _is_shared(path, key in given))
+        if not stays:
+            moved[key] = _from(folder, there)
+    return moved
+
+
+def _is_shared(dataset: str, given: bool) -> bool:
+    """Whether a dataset in data/raw is taken where it lies: generated ones follow from the settings beside them."""
+    return given or Path(dataset).name != phantoms.NAME
+
+
+def _from(folder: Path, path: Path) -> str:
+    """A relative path. Folders on the way may be links, and `..` is the parent of what they lead to; the last part
+    keeps its name.
+    """
+    return Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve())).as_posix()
