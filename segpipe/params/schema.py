@@ -244,7 +244,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _lists_make_sense(self) -> "Params":
-        named = {"configurations": self.configurations, "folds": self.folds, "search.folds": self.search.folds}
+        named: dict[str, Sequence[object]] = {"configurations": self.configurations, "folds": self.folds}
+        named["search.folds"] = self.search.folds
         for name, values in named.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}: {values} names something twice; name each once")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from segpipe.errors import SegpipeError, problem
+from segpipe.errors import problem
 from segpipe.ranks import ALONE
 from segpipe.training import checkpoint
+from segpipe.training.failures import TrainingFailed
 
 if TYPE_CHECKING:
     from segpipe.training.loop import Training
@@ -59,7 +60,7 @@ def _require_finite(training: Training, losses: list[Tensor], last_step: int) ->
         raise Diverged(len(training.rows) + 1, last_step - len(losses) + 1 + first, float(losses[first]))
 
 
-def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
+def explain(found: Diverged, training: Training, folder: Path) -> TrainingFailed:
     """Write the batches of the step and the weights into `folder` and say what happened.
 
     The batches are made again: they are a pure function of the step. Where steps were done after it, the weights are no
@@ -82,7 +83,7 @@ def explain(found: Diverged, training: Training, folder: Path) -> SegpipeError:
         f"{case}, voxels {list(box.start)} to {[s + n for s, n in zip(box.start, box.size, strict=True)]}"
         for case, box in sources
     )
-    return SegpipeError(
+    return TrainingFailed(
         problem(
             "the training diverged",
             where=f"epoch {found.epoch}, step {found.step}, patches\n            {places}",

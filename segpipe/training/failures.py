@@ -1,4 +1,4 @@
-"""Failures of the machine that a training may meet, in words that say what to change."""
+"""Failures that a training may meet, in words that say what to change."""
 
 from pathlib import Path
 
@@ -8,9 +8,13 @@ from segpipe.errors import SegpipeError, problem
 from segpipe.prepare.plan import Configuration
 
 
-def out_of_memory(error: torch.OutOfMemoryError, planned: Configuration) -> SegpipeError:
+class TrainingFailed(SegpipeError):
+    """A training that begins and cannot go on with its settings; with other ones it might."""
+
+
+def out_of_memory(error: torch.OutOfMemoryError, planned: Configuration) -> TrainingFailed:
     """The device is too small for the plan."""
-    return SegpipeError(
+    return TrainingFailed(
         problem(
             "the device's memory is full",
             where=f"batches of {planned.batch_size} patches of {planned.patch_size} voxels",
