@@ -18,11 +18,14 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain, zip_longest
 from logging import getLogger
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from segpipe import digest
 
 log = getLogger(__name__)
 
@@ -70,6 +73,10 @@ class Ranks:
         """Which of `n_items` in a row are this rank's; the shares differ by one at most."""
         return range(self.rank * n_items // self.n, (self.rank + 1) * n_items // self.n)
 
+    def own(self, items: Sequence[T]) -> Sequence[T]:
+        """Every n-th item: those that this rank takes in `turns`."""
+        return items[self.rank :: self.n]
+
     def turns(self, items: Sequence[T]) -> Iterator[T | None]:
         """Every n-th item; None where the others have one more, so that all ranks take as many turns."""
         for turn in range(math.ceil(len(items) / self.n)):
@@ -77,7 +84,7 @@ class Ranks:
             yield items[number] if number < len(items) else None
 
     def collected(self, own: Sequence[T]) -> list[T]:
-        """What all ranks made of their `turns`, in the order of the items. Plain data."""
+        """What all ranks made of their `own` items, in the order of the items. Plain data."""
         if self.n == 1:
             return list(own)
         parts: list[Any] = [None] * self.n
@@ -112,14 +119,29 @@ class Ranks:
             dist.all_reduce(value, group=self.group)
         return value
 
+    def meet(self) -> None:
+        """Wait until all have come here."""
+        self.same(None)
+
     def first_before_others(self, work: Callable[[], T]) -> T:
         """Do what leaves files behind in the first rank, then in the others, which find them."""
         if self.is_first:
             result = work()
-            self.same(None)
+            self.meet()
             return result
-        self.same(None)
+        self.meet()
         return work()
+
+    @contextlib.contextmanager
+    def exclusive(self, lock: Path, doing: str) -> Iterator[Callable[[str], None]]:
+        """`digest.exclusive` for all of them: the first one holds the lock, the others begin when it does."""
+        if not self.is_first:
+            self.meet()
+            yield lambda progress: None
+            return
+        with digest.exclusive(lock, doing) as report:
+            self.meet()
+            yield report
 
 
 ALONE = Ranks()

@@ -22,6 +22,7 @@ from segpipe.inference.export import Probabilities
 from segpipe.inference.models import Ensemble
 from segpipe.inference.postprocess import Rule
 from segpipe.inference.predict import Way
+from segpipe.ranks import ALONE, Ranks
 
 log = getLogger(__name__)
 
@@ -127,20 +128,26 @@ class Job:
             self.cases.write_values(path, probabilities, case)
 
 
-def run(job: Job, done: Callable[[int], None] = lambda n: None) -> None:
+def run(job: Job, done: Callable[[int], None] = lambda n: None, ranks: Ranks = ALONE) -> None:
     """Predict all test cases of a job. A second call for the same folder waits for the first one.
 
     done : called with the number of cases that are finished
+    ranks : who take turns at the cases; each makes this call
     Raises SegpipeError at the end, with all cases that could not be predicted.
     """
     require_several(job.ensemble, job.written)
     names = job.cases.test
-    with digest.exclusive(job.out / folders.RECORDS / ".lock", f"predicting {len(names)} cases"):
-        folders.describe(job.out, job.cases.labels, job.cases.orientation)
+    with ranks.exclusive(job.out / folders.RECORDS / ".lock", f"predicting {len(names)} cases"):
+        ranks.first_before_others(lambda: folders.describe(job.out, job.cases.labels, job.cases.orientation))
         identity = job.identity()
-        todo = [case for case in names if not _is_done(job, case, identity)]
+        todo = ranks.same([case for case in names if not _is_done(job, case, identity)])
         log.info("%d cases, %d of them predicted before", len(names), len(names) - len(todo))
-        _Run(job, identity).all(todo, lambda n: done(len(names) - len(todo) + n))
+        problems = _Run(job, identity).all(
+            ranks.own(todo), lambda n: done(min(len(names), len(names) - len(todo) + n * ranks.n))
+        )
+        problems = ranks.collected(problems)
+        if ranks.is_first:
+            raise_all("cases that could not be predicted", problems)
 
 
 def require_several(ensemble: Ensemble, written: Written) -> None:
@@ -183,8 +190,8 @@ class _Run:
         self.problems: list[str] = []
         self.waiting: deque[tuple[str, Future[None]]] = deque()
 
-    def all(self, names: Sequence[str], done: Callable[[int], None]) -> None:
-        """Predict them. Raises SegpipeError at the end, with all that failed."""
+    def all(self, names: Sequence[str], done: Callable[[int], None]) -> list[str]:
+        """Predict them; what was wrong with those that failed."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
             following: Future[_Read] | None = None
             for index, name in enumerate(names):
@@ -201,7 +208,7 @@ class _Run:
                 self._let_finish(WRITERS - 1)
                 done(index + 1)
             self._let_finish(0)
-        raise_all("cases that could not be predicted", self.problems)
+        return self.problems
 
     def _load(self, name: str) -> _Read:
         made_of = digest.of([self.identity, self.job.cases.identity(name)])

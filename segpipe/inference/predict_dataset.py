@@ -11,6 +11,7 @@ from segpipe.inference import calibrate, choice, folders, models, postprocess, p
 from segpipe.inference.predict import tidy
 from segpipe.inference.predict_cases import Job, Written
 from segpipe.params import Params
+from segpipe.ranks import ALONE, Ranks
 
 log = getLogger(__name__)
 
@@ -36,11 +37,13 @@ def predict_dataset(
     out: Path,
     params: Params,
     learnt: Learnt | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Predict imagesTs into `out`, as `validate` and `predict` of params.yaml say.
 
     paths : the checkpoints of these configurations and of the stages before them
     configurations : those whose probabilities are averaged, unless `learnt` has a choice among them
+    ranks : who take turns at the cases; each makes this call
     Finished cases are kept in an undeclared folder, as a second name of the same files: a killed prediction goes on
     where it stopped, and when an image is added only that one is predicted.
     Raises SegpipeError where cases cannot be predicted, after all others were; then `out` stays as it was.
@@ -48,7 +51,7 @@ def predict_dataset(
     settings, learnt = params.validate_, learnt or Learnt()
     counted = choice.chosen(learnt.choice) if learnt.choice else list(configurations)
     state = out.parent / "state" / out.name
-    with digest.exclusive(state / ".lock", "predicting imagesTs") as report:
+    with ranks.exclusive(state / ".lock", "predicting imagesTs") as report:
         on = device.start(params.runtime)
         shares = dict(zip(counted, params.ensemble.of(counted), strict=True))
         needed = models.needed(paths, counted)
@@ -58,9 +61,11 @@ def predict_dataset(
         way = job.identity()
         identity = digest.of([way, {case: cases.identity(case) for case in cases.test}])
         job = replace(job, out=state / way)
-        if _is_published(replace(job, out=out), identity):
+        if ranks.same(_is_published(replace(job, out=out), identity)):
             return log.info("imagesTs: predicted already, by the same models in the same way")
-        predict_cases.run(job, lambda n: report(f"predicting imagesTs, {n} of {len(cases.test)} cases done"))
+        predict_cases.run(job, lambda n: report(f"predicting imagesTs, {n} of {len(cases.test)} cases done"), ranks)
+        if not ranks.is_first:
+            return
         with digest.new_folder(out) as folder:
             folders.describe(folder, cases.labels, cases.orientation)
             for path in (path for case in cases.test for path in job.files(case)):

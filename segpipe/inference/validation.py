@@ -6,6 +6,7 @@ they are moved into the declared folders.
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from logging import getLogger
@@ -24,6 +25,7 @@ from segpipe.inference.export import LabelMap, Probabilities, Softmax
 from segpipe.inference.predict import Model
 from segpipe.params import Params, section
 from segpipe.prepare.store import Store
+from segpipe.ranks import ALONE, Ranks
 
 log = getLogger(__name__)
 
@@ -65,26 +67,39 @@ class _Validation:
         digest.write_json(metrics_path, metrics.case_metrics(segmentation, cases.read_label(case), *of_case))
 
 
-def validate(store: Store, splits_path: Path, fold_name: str, model_path: Path, out: Path, params: Params) -> None:
+def validate(
+    store: Store,
+    splits_path: Path,
+    fold_name: str,
+    model_path: Path,
+    out: Path,
+    params: Params,
+    ranks: Ranks = ALONE,
+) -> None:
     """Write segmentations/, softmax/ and summary.json of one fold's validation cases into `out`.
 
+    ranks : who take turns at the cases; each makes this call
     Raises SegpipeError where `out` is a folder of the workflow's and the checkpoint is not the one that belongs there.
     """
     _keep_to_its_folder(model_path, out)
     fold = splits.read(splits_path, fold_name)
     state = out.parent / "state" / out.name
     title = f"{out.name} of {store.configuration} fold {fold_name}"
-    with digest.exclusive(state / ".lock", title) as report:
+    with ranks.exclusive(state / ".lock", title) as report:
         model = predict.load(
             [model_path], device.start(params.runtime), params.validate_.weights, params.validate_.precision
         )
         identity = digest.of([*model.files, store.digest, fold["val"], how(params)])
-        if _is_published(out, fold["val"], identity):
+        if ranks.same(_is_published(out, fold["val"], identity)):
             return log.info("%s: done already, with the same weights, cases and settings", title)
         work = _Validation(store, params, state / identity)
-        missing = [case for case in fold["val"] if not work.is_done(case)]
+        missing = ranks.same([case for case in fold["val"] if not work.is_done(case)])
         log.info("%s: %d cases, %d predicted before", title, len(fold["val"]), len(fold["val"]) - len(missing))
-        _predict(work, model, missing, lambda n: report(f"{title}, {n} of {len(missing)} cases done"))
+        own = ranks.own(missing)
+        _predict(work, model, own, lambda n: report(f"{title}, {n} of {len(own)} cases done"))
+        ranks.meet()
+        if not ranks.is_first:
+            return
         of = {"fold": fold_name, "checkpoint": model_path.stem.removeprefix("checkpoint_")}
         content = {**_summary(work, model, fold["val"], of, out), "validation_digest": identity}
         _assemble(work, fold["val"], content, out)
@@ -121,7 +136,7 @@ def how(params: Params) -> str:
     return digest.of([settings, params.evaluate.scoring(), digest.of_code("validate")])
 
 
-def _predict(work: _Validation, model: Model, cases: list[str], done: Any) -> None:
+def _predict(work: _Validation, model: Model, cases: Sequence[str], done: Any) -> None:
     """Predict on the device while the case before is compressed and scored; at most WRITERS cases wait in memory."""
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as pool:

@@ -5,7 +5,7 @@ training's stream waits for the event that ends a batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -216,7 +216,7 @@ def arriving(batches: Iterator[Batch], device: torch.device, depth: int) -> Iter
                 begun.popleft().synchronize()
 
 
-def ahead(batch_of: Callable[[int], Batch], numbers: range, depth: int, threads: int) -> Iterator[Batch]:
+def ahead(batch_of: Callable[[int], Batch], numbers: Iterable[int], depth: int, threads: int) -> Iterator[Batch]:
     """Yield the batches of `numbers` in order while `threads` threads prepare the next `depth`; 0 threads: when due.
 
     0 is right on the CPU: there two thread teams on the same cores made a step five times slower.

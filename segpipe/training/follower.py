@@ -17,7 +17,7 @@ def follow(setup: Setup, whole_cases: Scorer | None) -> None:
 
         def between() -> None:
             if number := ranks.highest(requests.number or 0):
-                ranks.same(None)
+                ranks.meet()
                 raise interrupt.Interrupted(number)
 
         try:
@@ -28,4 +28,4 @@ def follow(setup: Setup, whole_cases: Scorer | None) -> None:
         except torch.OutOfMemoryError as error:
             raise failures.out_of_memory(error, setup.store.planned) from error
         except divergence.Diverged:
-            ranks.same(None)  # until the first one has said so and ended
+            ranks.meet()  # where the first one never comes: it says what happened, and ends

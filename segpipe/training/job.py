@@ -6,8 +6,7 @@ digest and neither resume it nor overwrite it. The declared files are copied out
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def train(
     """
     fold = splits.read(splits_path, fold_name)
     title = f"training {store.configuration} fold {fold_name}"
-    with _only_one(out / "state" / ".lock", title, ranks) as report:
+    with ranks.exclusive(out / "state" / ".lock", title) as report:
         check.check(params, store.cases.labels)
         identity = ranks.same(identify(store, fold, params, out / "state"))
         state = out / "state" / identity.digest
@@ -81,18 +80,6 @@ def train(
         if ranks.is_first:
             _publish(state, out)
     log.info("%s: published from %s", title, state)
-
-
-@contextmanager
-def _only_one(lock: Path, title: str, ranks: Ranks) -> Iterator[Callable[[str], None]]:
-    """The first rank holds the lock, for all of them; the others wait until it does."""
-    if not ranks.is_first:
-        ranks.same(None)
-        yield lambda progress: None
-        return
-    with digest.exclusive(lock, title) as report:
-        ranks.same(None)
-        yield report
 
 
 def _publish(state: Path, out: Path) -> None:
@@ -216,7 +203,7 @@ class _Job:
             self._save_latest()
             self.writer.finish()
             self._line(f"{self.title}: {request.name}, saved after step {self.training.step}; a rerun continues there")
-        self.ranks.same(None)  # the others end now, not before: the launcher would end this one as well
+        self.ranks.meet()  # the others end now, not before: the launcher would end this one as well
         return request
 
     def _on_epoch_end(self, row: Row, seconds_per_step: float) -> None:

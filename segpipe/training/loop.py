@@ -124,7 +124,7 @@ def training_batches(training: Training) -> Iterator[Batch]:
     return _arriving(training, training.feed.training, numbers)
 
 
-def _arriving(training: Training, batch_of: Callable[[int], Batch], numbers: range) -> Iterator[Batch]:
+def _arriving(training: Training, batch_of: Callable[[int], Batch], numbers: Sequence[int]) -> Iterator[Batch]:
     """Batches that are prepared ahead, on the training's device."""
     batches = ahead(batch_of, numbers, training.prefetch, training.feed_threads)
     return arriving(batches, training.device, training.prefetch)
@@ -210,7 +210,7 @@ def _evaluate(training: Training, network: nn.Module, between: Callable[[], None
     network.eval()
     losses, counts = [], []
     numbers, ranks = range(training.settings.val_iterations_per_epoch), training.ranks
-    batches = _arriving(training, training.feed.validation, numbers[ranks.rank :: ranks.n])
+    batches = _arriving(training, training.feed.validation, ranks.own(numbers))
     for number in ranks.turns(numbers):
         between()
         if number is not None:

@@ -23,7 +23,7 @@ if has_test_images():
             "logs/predict.log",
         threads: 8
         resources:
-            gpu=1,
+            gpu=PARAMS.runtime.num_gpus,
         params:
             script=script("predict"),
             learnt=[f"--{name} {path}" for name, path in LEARNT.items()],

@@ -23,7 +23,7 @@ rule train:
         "logs/train/{configuration}/fold_{fold}.log",
     threads: 8
     resources:
-        gpu=1,
+        gpu=PARAMS.runtime.num_gpus,
     params:
         script=script("train"),
         cfg=settings("train"),

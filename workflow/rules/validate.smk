@@ -19,7 +19,7 @@ rule validate:
         "logs/validate/{configuration}/fold_{fold}_{checkpoint}.log",
     threads: 8
     resources:
-        gpu=1,
+        gpu=PARAMS.runtime.num_gpus,
     params:
         script=script("validate"),
         cfg=settings(

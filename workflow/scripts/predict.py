@@ -11,11 +11,13 @@ def main(args: Namespace, params: Params) -> None:
     """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
     from segpipe.data.cases import Cases
     from segpipe.inference.predict_dataset import Learnt, predict_dataset
+    from segpipe.ranks import joined
 
     cases, paths = Cases.read(Path(args.cases), params.dataset), [Path(model) for model in args.models]
     learnt = Learnt(*(path and Path(path) for path in (args.choice, args.rules, args.calibration)))
-    predict_dataset(cases, paths, params.configurations, Path(args.out), params, learnt)
+    with joined() as ranks:
+        predict_dataset(cases, paths, params.configurations, Path(args.out), params, learnt, ranks)
 
 
 if __name__ == "__main__":
-    scripts.run(main, "--cases", "--models+", "--choice?", "--rules?", "--calibration?", "--out")
+    scripts.run(main, "--cases", "--models+", "--choice?", "--rules?", "--calibration?", "--out", in_ranks=True)

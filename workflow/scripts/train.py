@@ -15,11 +15,9 @@ def main(args: Namespace, params: Params) -> None:
     from segpipe.ranks import joined
     from segpipe.training import job
 
-    cases = Cases.read(Path(args.cases), params.dataset)
+    cases, plan, manifest = Cases.read(Path(args.cases), params.dataset), Path(args.plan), Path(args.manifest)
     with joined() as ranks:
-        opened = ranks.first_before_others(
-            lambda: store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
-        )
+        opened = ranks.first_before_others(lambda: store.ensure(cases, plan, manifest, params.runtime))
         out, score = Path(args.out), full_validation.scorer
         job.train(opened, Path(args.splits), args.fold, out, params, score, ranks=ranks)
 

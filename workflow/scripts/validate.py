@@ -12,11 +12,18 @@ def main(args: Namespace, params: Params) -> None:
     from segpipe.data.cases import Cases
     from segpipe.inference import validation
     from segpipe.prepare import store
+    from segpipe.ranks import joined
 
-    cases = Cases.read(Path(args.cases), params.dataset)
-    cases_store = store.ensure(cases, Path(args.plan), Path(args.manifest), params.runtime)
-    validation.validate(cases_store, Path(args.splits), args.fold, Path(args.model), Path(args.out), params)
+    cases, plan, manifest = Cases.read(Path(args.cases), params.dataset), Path(args.plan), Path(args.manifest)
+    with joined() as ranks:
+        opened = ranks.first_before_others(lambda: store.ensure(cases, plan, manifest, params.runtime))
+        splits, model, out = Path(args.splits), Path(args.model), Path(args.out)
+        validation.validate(opened, splits, args.fold, model, out, params, ranks)
 
 
 if __name__ == "__main__":
-    scripts.run(main, "--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--model", "--out")
+    scripts.run(
+        main,
+        *("--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--model", "--out"),
+        in_ranks=True,
+    )
