@@ -1,4 +1,4 @@
-"""Which device, which precision, how many threads. Nothing here imports CUDA-only code."""
+"""Which device, which precision, how many threads. Nothing here imports CUDA-only code, or starts CUDA on import."""
 
 import ctypes
 import os
@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 import torch
 
+from segpipe import lease
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 
@@ -24,14 +25,30 @@ LIMITS = {"": ("", "memory.max", "anon"), "memory": ("memory", "memory.limit_in_
 MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to be asked for infinity
 
 
-def start(runtime: Runtime) -> torch.device:
-    """Set threads and allocator of this process and return its device.
+def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
+    """Set threads and allocator of this process and return its device: of the GPUs one that is kept until it ends.
 
+    gpu_bytes : memory of a GPU that this job keeps within, if others share it
     Raises SegpipeError where the device that params.yaml names is absent.
     """
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    return use(runtime.device, "params.yaml: runtime.device")
+    return use(reserve(runtime, gpu_bytes), "params.yaml: runtime.device")
+
+
+def reserve(runtime: Runtime, gpu_bytes: float, n_gpus: int = 1) -> str:
+    """Take GPUs for this process and its children, where `runtime.device` is one; what the device is called then.
+
+    A rank that torchrun started has the one of its number: its launcher has taken them. Where CUDA runs already, in a
+    notebook say, it is too late to choose.
+    """
+    name, _, number = runtime.device.partition(":")
+    if name not in ("auto", "cuda") or not torch.backends.cuda.is_built() or torch.cuda.is_initialized():
+        return runtime.device
+    if "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else runtime.device
+    taken = lease.take(n_gpus, gpu_bytes, int(number) if number else None)
+    return "cuda" if taken and number else runtime.device
 
 
 def use(name: str, where: str = "device") -> torch.device:
@@ -132,8 +149,9 @@ def _computes_bf16(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a CUDA device; what other processes hold is not free."""
-    return torch.cuda.mem_get_info(device)[0]
+    """Free memory of a CUDA device; what others hold is not free, nor what jobs that share it may still take."""
+    free, left = torch.cuda.mem_get_info(device)[0], lease.left_bytes()
+    return free if left is None else max(0, min(free, int(left) - torch.cuda.memory_reserved(device)))
 
 
 def buffer_bytes(device: torch.device) -> int:

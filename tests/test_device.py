@@ -15,7 +15,7 @@ from segpipe.errors import SegpipeError
 
 
 def start(**changes):
-    return device.start(params(**changes).runtime)
+    return device.start(params(**changes).runtime, 8e9)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_the_file_limit_is_raised_at_the_start():
         "resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))\n"
         "from tiny import params\n"
         "from segpipe import device\n"
-        "device.start(params().runtime)\n"
+        "device.start(params().runtime, 8e9)\n"
         "soft, after = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "assert after == hard\n"
         "assert soft == (device.MOST_FILES if hard < 0 else min(hard, device.MOST_FILES)) > 200\n"

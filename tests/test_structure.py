@@ -20,6 +20,8 @@ ROOMS = [
     "digest",
     "plugins",
     "ranks",
+    "gpus",
+    "lease",
     "device",
     "data",
     "prepare",

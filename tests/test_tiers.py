@@ -9,7 +9,7 @@ import torch
 from memory import feed_of, run, store, training, weights
 from tiny import labels_of, params, planned, random_case
 
-from segpipe import device
+from segpipe import device, gpus
 from segpipe.errors import SegpipeError
 from segpipe.training import tiers
 from segpipe.training.held import HeldCase, Place
@@ -117,7 +117,7 @@ def test_what_was_chosen_is_said_in_one_line_and_recorded(monkeypatch, caplog):
         "planned_bytes": 8 * GB,
         "device_free_bytes": None,
         "host_free_bytes": 64 * GB,
-        "gpus": torch.cuda.device_count(),
+        "gpus": len(gpus.installed()),
     }
 
 

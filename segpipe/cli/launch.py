@@ -12,6 +12,7 @@ from logging import CRITICAL, getLogger
 from typing import Any
 
 from segpipe.errors import problem
+from segpipe.params import Params
 
 log = getLogger(__name__)
 
@@ -20,6 +21,17 @@ SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
 SAVING_S = 3600
 LOOKING_S = 0.1
 BAD_INPUT = 2
+
+
+def reserve_gpus(params: Params) -> None:
+    """Take the GPUs of all ranks, until this process ends; the ranks see these alone.
+
+    Raises SegpipeError where there are fewer.
+    """
+    from segpipe import device  # noqa: PLC0415  # torch: seconds
+    from segpipe.training import tiers  # noqa: PLC0415
+
+    device.reserve(params.runtime, tiers.planned_bytes(params), params.runtime.num_gpus)
 
 
 def ranks(n: int, threads: int | None) -> None:

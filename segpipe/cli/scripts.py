@@ -32,6 +32,7 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str, i
         params = params_module.load()
         _agree(args, params)
         if in_ranks and params.runtime.num_gpus > 1 and "LOCAL_RANK" not in os.environ:
+            launch.reserve_gpus(params)
             launch.ranks(params.runtime.num_gpus, params.runtime.threads)
         else:
             function(args, params)

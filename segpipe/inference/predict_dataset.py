@@ -11,6 +11,7 @@ from segpipe.inference import calibrate, choice, folders, models, postprocess, p
 from segpipe.inference.predict import tidy
 from segpipe.inference.predict_cases import Job, Written
 from segpipe.params import Params
+from segpipe.training import tiers
 from segpipe.ranks import ALONE, Ranks
 
 log = getLogger(__name__)
@@ -52,7 +53,7 @@ def predict_dataset(
     counted = choice.chosen(learnt.choice) if learnt.choice else list(configurations)
     state = out.parent / "state" / out.name
     with ranks.exclusive(state / ".lock", "predicting imagesTs") as report:
-        on = device.start(params.runtime)
+        on = device.start(params.runtime, tiers.planned_bytes(params))
         shares = dict(zip(counted, params.ensemble.of(counted), strict=True))
         needed = models.needed(paths, counted)
         ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)

@@ -26,6 +26,7 @@ from segpipe.inference.predict import Model
 from segpipe.params import Params, section
 from segpipe.prepare.store import Store
 from segpipe.ranks import ALONE, Ranks
+from segpipe.training import tiers
 
 log = getLogger(__name__)
 
@@ -86,9 +87,8 @@ def validate(
     state = out.parent / "state" / out.name
     title = f"{out.name} of {store.configuration} fold {fold_name}"
     with ranks.exclusive(state / ".lock", title) as report:
-        model = predict.load(
-            [model_path], device.start(params.runtime), params.validate_.weights, params.validate_.precision
-        )
+        on = device.start(params.runtime, tiers.planned_bytes(params))
+        model = predict.load([model_path], on, params.validate_.weights, params.validate_.precision)
         identity = digest.of([*model.files, store.digest, fold["val"], how(params)])
         if ranks.same(_is_published(out, fold["val"], identity)):
             return log.info("%s: done already, with the same weights, cases and settings", title)

@@ -71,7 +71,7 @@ class Setup:
         """
         parallel.require_samples(ranks, store.planned)
         settings, cases = params.train, store.cases
-        on = device.start(params.runtime)
+        on = device.start(params.runtime, tiers.planned_bytes(params))
         device.set_deterministic(settings.deterministic)
         dtype = _precision(settings.precision, on, store.planned)
         network = build(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from segpipe import device
+from segpipe import device, gpus, lease
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Params, Runtime
 from segpipe.prepare.presets import PRESETS
@@ -130,10 +130,12 @@ def hold(store: Store, cases: Iterable[str], params: Params, on: torch.device) -
     stored = {case: store.open(case) for case in sorted(set(cases))}
     highest = len(store.cases.labels.file_values) - 1
     maps = torch.int8 if highest <= torch.iinfo(torch.int8).max else torch.int16
-    planned = int(GB * (params.plan.gpu_memory_gb or PRESETS[params.plan.preset].gb))
+    n_bytes, planned = _n_bytes(stored.values(), maps), planned_bytes(params)
     free = device.free_bytes(on) if on.type == "cuda" else None
-    room = Room(_n_bytes(stored.values(), maps), planned, free, device.available_bytes(), torch.cuda.device_count())
+    room = Room(n_bytes, planned, free, device.available_bytes(), len(gpus.installed()))
     choice = choose(params.runtime.feeding, on.type, room)
+    if choice.tier == "device":
+        lease.promise(planned + n_bytes)
     try:
         return _hold(stored, maps, on, params.runtime, choice, room)
     except torch.OutOfMemoryError:
@@ -141,8 +143,14 @@ def hold(store: Store, cases: Iterable[str], params: Params, on: torch.device) -
             found = f"{_gb(room.dataset)} GB of cases, and the GPU was full before all of them were there"
             raise _refused(choice.tier, found, "room for all of them") from None
     torch.cuda.empty_cache()  # for other processes
+    lease.promise(planned)
     choice = off_device(room, "the GPU was full before all cases were there")
     return _hold(stored, maps, on, params.runtime, choice, room)
+
+
+def planned_bytes(params: Params) -> int:
+    """What a training takes of a GPU by its plan, without the cases; a prediction takes less, or what is left."""
+    return int(GB * (params.plan.gpu_memory_gb or PRESETS[params.plan.preset].gb))
 
 
 def _n_bytes(stored: Iterable[StoredCase], maps: torch.dtype) -> int:
