@@ -11,8 +11,8 @@ from segpipe.inference import calibrate, choice, folders, models, postprocess, p
 from segpipe.inference.predict import tidy
 from segpipe.inference.predict_cases import Job, Written
 from segpipe.params import Params
-from segpipe.training import tiers
 from segpipe.ranks import ALONE, Ranks
+from segpipe.training import tiers
 
 log = getLogger(__name__)
 
