@@ -30,6 +30,23 @@ def init(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def compare(parser: argparse.ArgumentParser) -> None:
+    """`segpipe compare PATH ...`."""
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="experiment, its results/, a validation folder, or a summary.json, of nnU-Net as well",
+    )
+    parser.add_argument("--reference", type=Path, metavar="PATH", help="what all are compared to; default: the first")
+    parser.add_argument("--only-finished", action="store_true", help="leave out paths without results")
+    parser.add_argument(
+        "--out", type=_table_file, metavar="FILE", help="FILE.csv, all numbers; or FILE.md, what is printed"
+    )
+    _add_params(parser)
+
+
 def check(parser: argparse.ArgumentParser) -> None:
     """`segpipe check DATASET`."""
     parser.add_argument("dataset", type=Path, help="folder in nnU-Net raw layout, or a Decathlon task folder")
@@ -211,6 +228,13 @@ def comma_separated(text: str) -> list[str]:
     if not parts:
         raise argparse.ArgumentTypeError("at least one")
     return parts
+
+
+def _table_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".csv", ".md"):
+        raise argparse.ArgumentTypeError("a name that ends in .csv or .md")
+    return path
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from segpipe.cli.outcome import exit_codes, start_log
 # Verb to what `segpipe --help` says of it. Function and module of `import-msd` are called import_msd.
 VERBS = {
     "init": "make a new experiment: a folder with settings of its own",
+    "compare": "put the results of several experiments into one table",
     "check": "look for what is wrong with a dataset, and show its cases on a page",
     "plan": "show the plan of a dataset, and why it is as it is",
     "import-msd": "turn a Decathlon task, a folder or its .tar, into a dataset in nnU-Net's layout",

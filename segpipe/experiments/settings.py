@@ -1,23 +1,28 @@
 """Settings of several experiments, key by key."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-ABSENT = "-"  # a key that one file has and another has not
+Block = Mapping[str, Any]
 
 
-def flat(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of plain data; lists and empty blocks stay in one piece."""
-    for key, value in block.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
+def flat(block: Block, whole: Collection[str] = (), prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of plain data; lists, empty blocks and the keys of `whole` stay in one piece."""
+    for name, value in block.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value and key not in whole:
+            yield from flat(value, whole, f"{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield key, value
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The values of every key that is not the same in all of these plain data; ABSENT where there is no such key."""
-    blocks = [dict(flat(one)) for one in settings]
-    keys = list(dict.fromkeys(key for block in blocks for key in block))
-    values = {key: [block.get(key, ABSENT) for block in blocks] for key in keys}
+def differing(settings: Sequence[Block]) -> dict[str, list[Any]]:
+    """The values of every key that is not the same in all of these plain data. What is a block in one and a value in
+    another (one number, or one by configuration) is compared as a whole. Keys that some lack do not count: they were
+    not there in all versions.
+    """
+    keys = {key for one in settings for key, _ in flat(one)}
+    blocks = [dict(flat(one, keys)) for one in settings]
+    shared = [key for key in (blocks[0] if blocks else {}) if all(key in block for block in blocks)]
+    values = {key: [block[key] for block in blocks] for key in shared}
     return {key: of_all for key, of_all in values.items() if any(one != of_all[0] for one in of_all)}

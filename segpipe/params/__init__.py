@@ -1,6 +1,6 @@
 """params.yaml: its schema, and how it is read."""
 
-from segpipe.params.editing import changed
+from segpipe.params.editing import changed, put
 from segpipe.params.fields import CASCADE, FULLRES, LOWRES, Configuration, Normalisation
 from segpipe.params.reading import PARAMS_FILE, load, of_results, parse, problems, section, validated
 from segpipe.params.schema import (
@@ -48,6 +48,7 @@ __all__ = [
     "of_results",
     "parse",
     "problems",
+    "put",
     "section",
     "validated",
 ]

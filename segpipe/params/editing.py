@@ -24,7 +24,7 @@ def changed(text: str, values: Mapping[str, Any], where: object) -> str:
     if not isinstance(raw, dict):
         raw, text = {}, ""
     for key, value in values.items():
-        _put(raw, key.split("."), value)
+        raw = put(raw, key, value)
     for key in values:
         text = _edited(text, key.split("."), raw)
     if parse(text, where) != raw:
@@ -36,12 +36,11 @@ def changed(text: str, values: Mapping[str, Any], where: object) -> str:
     return text
 
 
-def _put(block: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        inner = block.get(key)
-        block[key] = dict(inner) if isinstance(inner, dict) else {}  # a copy: an alias elsewhere means the old one
-        block = block[key]
-    block[keys[-1]] = value
+def put(block: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of plain data with another value; what the dotted key leads through becomes a block."""
+    name, _, rest = key.partition(".")
+    inner = block.get(name)
+    return {**block, name: put(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
 def _edited(text: str, keys: list[str], raw: Any) -> str:

@@ -1,0 +1,190 @@
+"""A comparison in words: for the terminal, and as Markdown."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segpipe.experiments.compared import Comparison, Line
+from segpipe.experiments.pairs import COMPARED, FOREGROUND, Difference
+
+WIDTH = 100  # columns of a terminal
+LONGEST = 28  # characters of a name in a table
+NONE = "-"
+DECIMALS = {"Dice": 4, "hd95_mm": 2, "nsd": 4}
+HEADS = {"Dice": "Dice", "hd95_mm": "HD95 mm", "nsd": "NSD"}
+NOTES = "Before numbers are compared"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. left : columns of words, which stand in every part of a table that is too wide"""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    left: int
+
+
+def of(comparison: Comparison) -> list[Table]:
+    """Means; differences; by class; settings. Results go by their number in the first."""
+    tables = (_means, _differences, _by_class, _settings)
+    return [table for table in (make(comparison) for make in tables) if table.rows]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What makes comparisons unfair, and what was left out of them, with the numbers of the results it is true of."""
+    whose: dict[str, list[str]] = {}
+    for number, line in _numbered(comparison):
+        for remark in [*line.remarks, *_left_out(comparison, line)]:
+            whose.setdefault(remark, []).append(number)
+    return [f"{', '.join(numbers)}: {remark}" for remark, numbers in whose.items()]
+
+
+def _numbered(comparison: Comparison) -> Iterator[tuple[str, Line]]:
+    yield from ((str(index), line) for index, line in enumerate(comparison.lines, 1))
+
+
+def _left_out(comparison: Comparison, line: Line) -> Iterator[str]:
+    names = comparison.names(line)
+    for metric, of_classes in line.differences.items():
+        gone = [(one.left_out, names[key]) for key, one in of_classes.items() if key != FOREGROUND and one.left_out]
+        if gone:
+            cases = ", ".join(f"{count} of {name}" for count, name in gone)
+            yield f"the difference in {HEADS[metric]} leaves out cases where only one of the two has a number: {cases}"
+
+
+def _level(comparison: Comparison) -> str:
+    return f"{100 * comparison.lines[0].confidence['level']:g} % interval"
+
+
+def _means(comparison: Comparison) -> Table:
+    head = ["", "result", "of", "cases", "folds", "checkpoint", "Dice", _level(comparison), "HD95 mm", "NSD"]
+    rows = []
+    for number, line in _numbered(comparison):
+        result, means = line.result, line.tables["foreground_mean"]
+        between = line.confidence["foreground_mean"].get("Dice")
+        said = [_short(result.name), _short(result.of), str(len(result.cases)), _folds(line), result.checkpoint or NONE]
+        interval = f"{between['low']:.3f} to {between['high']:.3f}" if between else NONE
+        dice, *others = (_number(means.get(metric), metric) for metric in COMPARED)
+        rows.append([number, *said, dice, interval, *others])
+    return _without_empty(Table("", head, rows, 2))
+
+
+def _folds(line: Line) -> str:
+    """`0, 1 of 5`; `all 5` where params.yaml says how many there are."""
+    folds = line.result.folds
+    n_folds = ((line.result.params or {}).get("splits") or {}).get("n_folds")
+    if n_folds == len(folds):
+        return f"all {n_folds}"
+    return (", ".join(folds) or NONE) + (f" of {n_folds}" if n_folds else "")
+
+
+def _differences(comparison: Comparison) -> Table:
+    head = ["", "cases", *(cell for metric in COMPARED for cell in (HEADS[metric], _level(comparison), "p"))]
+    rows = []
+    for number, line in _numbered(comparison):
+        found = {metric: line.differences.get(metric, {}).get(FOREGROUND) for metric in COMPARED}
+        counts = [one.n for one in found.values() if one]
+        if counts:
+            cells = [cell for metric, one in found.items() for cell in _difference(one, metric)]
+            rows.append([number, str(max(counts)), *cells])
+    return _without_empty(
+        Table(f"Difference to {comparison.reference + 1}, over the cases that both have", head, rows, 1)
+    )
+
+
+def _difference(one: Difference | None, metric: str) -> list[str]:
+    if one is None:
+        return [NONE] * 3
+    between = NONE if one.low is None else f"{_signed(one.low, metric)} to {_signed(one.high, metric)}"
+    return [_signed(one.value, metric), between, NONE if one.p is None else f"{one.p:.2g}"]
+
+
+def _by_class(comparison: Comparison) -> Table:
+    """Dice, and the difference in it."""
+    classes = comparison.classes()
+    columns = [["", *classes]]
+    for number, line in _numbered(comparison):
+        keys = {name: key for key, name in comparison.names(line).items()}
+        means, steps = line.tables["mean"], line.differences.get("Dice")
+        shown = (_number(means[keys[name]].get("Dice"), "Dice") if name in keys else NONE for name in classes)
+        columns.append([number, *shown])
+        if steps:
+            marked = (_marked(steps.get(keys.get(name, ""))) for name in classes)
+            columns.append([f"{number} - {comparison.reference + 1} ", *marked])
+    head, *rows = map(list, zip(*columns, strict=True))
+    return Table("Dice by class (*: the interval of the difference does not hold 0)", head, rows, 1)
+
+
+def _marked(one: Difference | None) -> str:
+    if one is None:
+        return f"{NONE} "
+    apart = one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
+    return _signed(one.value, "Dice") + ("*" if apart else " ")
+
+
+def _settings(comparison: Comparison) -> Table:
+    """Each value with the results that have it."""
+    rows = []
+    for key, values in comparison.settings.items():
+        whose: dict[str, list[str]] = {}
+        for index, value in values.items():
+            whose.setdefault(_setting(value), []).append(str(index + 1))
+        rows.append([key, "   ".join(f"{value} ({' '.join(numbers)})" for value, numbers in whose.items())])
+    return Table("Settings that differ, and which results have them", ["", ""], rows, 2)
+
+
+def _setting(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _number(value: float | None, metric: str) -> str:
+    return NONE if value is None else f"{value:.{DECIMALS[metric]}f}"
+
+
+def _signed(value: float | None, metric: str) -> str:
+    return NONE if value is None else f"{value:+.{DECIMALS[metric]}f}"
+
+
+def _short(text: str) -> str:
+    """The end of a path says more than its beginning."""
+    return text if len(text) <= LONGEST else f"...{text[3 - LONGEST :]}"
+
+
+def _without_empty(table: Table) -> Table:
+    """Columns in which no row has anything are gone."""
+    kept = [i for i in range(len(table.head)) if any(row[i] != NONE for row in table.rows)]
+    return Table(table.title, [table.head[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.left)
+
+
+def text(table: Table) -> str:
+    """Lines of WIDTH characters where words and one number fit; a table that is wider comes in several parts."""
+    columns = [list(column) for column in zip(table.head, *table.rows, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    words, rest = list(range(table.left)), list(range(table.left, len(columns)))
+    parts = [] if rest else [words]
+    while rest:
+        part = [*words, rest.pop(0)]
+        while rest and sum(widths[i] + 2 for i in [*part, rest[0]]) - 2 <= WIDTH:
+            part.append(rest.pop(0))
+        parts.append(part)
+    lines = [row for row in (table.head, *table.rows) if any(row)]
+    blocks = ["\n".join(_aligned(row, part, widths, table.left) for row in lines) for part in parts]
+    return "\n\n".join([table.title, *blocks] if table.title else blocks)
+
+
+def _aligned(row: Sequence[str], part: Sequence[int], widths: Sequence[int], left: int) -> str:
+    """Words on the left, numbers on the right."""
+    return "  ".join(row[i].ljust(widths[i]) if i < left else row[i].rjust(widths[i]) for i in part).rstrip()
+
+
+def markdown(comparison: Comparison) -> str:
+    """All tables and notes."""
+    parts = []
+    for table in of(comparison):
+        parts += [f"**{table.title}**"] if table.title else []
+        align = ["---"] * table.left + ["---:"] * (len(table.head) - table.left)
+        rows = [[cell.strip().replace("|", "\\|") for cell in row] for row in (table.head, *table.rows)]
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in (rows[0], align, *rows[1:])))
+    listed = [f"- {note}" for note in notes(comparison)]
+    return "\n\n".join([*parts, *([f"**{NOTES}**", "\n".join(listed)] if listed else [])]) + "\n"
