@@ -197,4 +197,6 @@ DECIDING_MODULES = {
         "report/facts.py",
         "report/page.py",
     ),
+    "search_worker": ("search/ranges.py", "search/trial.py"),  # what a trial is worth; not which ones are tried
+    "search": ("search/ranges.py", "search/study.py", "search/plots.py", "search/results.py"),
 }

@@ -29,6 +29,7 @@ ROOMS = [
     "evaluation",
     "experiments",
     "inference",
+    "search",
     "report",
     "interop",
     "cli",

@@ -34,6 +34,7 @@ def jobs():
         "configuration": CONFIGURATIONS,
         "fold": [*range(PARAMS.splits.n_folds), "all"],
         "checkpoint": ["final", "best"],
+        "worker": range(PARAMS.search.workers),
     }
     for step in workflow.rules:
         names = sorted(step.wildcard_names)

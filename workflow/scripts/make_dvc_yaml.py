@@ -37,7 +37,9 @@ PLACEHOLDERS = {
     "fold": "${item.fold}",
     "checkpoint": "${validate.checkpoint}",
 }
-NO_STAGES = ("download",)  # DVC would remove the dataset before a download, and cache it once more
+# A download: DVC would remove the dataset before it, and cache it once more. A search: several jobs work on one study
+# for days, DVC runs one stage at a time and locks what it reads.
+NO_STAGES = ("download", "search_worker", "search")
 METRICS = "results/metrics.json"
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "dice_mean": "validation Dice while training"}
 

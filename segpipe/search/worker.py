@@ -1,0 +1,90 @@
+"""A job of a search: takes a trial, trains it, says what came of it, takes the next, until all are begun."""
+
+import gc
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from segpipe import digest
+from segpipe.errors import SegpipeError
+from segpipe.params import Params
+from segpipe.search import identity, trial
+from segpipe.search.study import RECORD, Search, Taken
+from segpipe.search.trial import Data
+from segpipe.training import divergence
+from segpipe.training.failures import TrainingFailed
+from segpipe.training.setup import Scorer
+
+log = getLogger(__name__)
+
+
+def work(data: Data, params: Params, marker: Path, whole_cases: Scorer) -> None:
+    """Take part in the search that params.yaml asks for; write `marker` where all its trials are begun.
+
+    The study lies beside the marker, in a folder called by its digest.
+    Raises SegpipeError for bad input; Interrupted after SIGTERM or SIGUSR1, when the trial's state is saved.
+    """
+    record = identity.of_study(data, params)
+    folder = marker.parent / record["digest"]
+    epochs = data.epochs(params, data.store) * len(params.search.folds)
+    search = Search(folder, params, epochs)
+    if not (folder / RECORD).exists():
+        digest.write_json(folder / RECORD, record)
+    while (taken := search.take()) is not None:
+        with taken.lock:
+            _try(search, taken, data, params, whole_cases)
+            tidy(search)
+    log.info("search %s: all of %d trials are begun or ended", folder, search.wanted)
+    digest.write_json(marker, {"study": record["digest"], "trials": search.wanted})
+
+
+def _try(search: Search, taken: Taken, data: Data, params: Params, whole_cases: Scorer) -> None:
+    """Train one trial and tell the study. A job that is killed here has told nothing: another one goes on."""
+    log.info("trial %d of %d: %s", taken.number, search.wanted, listed(taken.values))
+    try:
+        value = trial.train(taken, data, params, whole_cases)
+    except optuna.TrialPruned:
+        search.prune(taken)
+        log.info("trial %d: ended, other trials were better at this epoch", taken.number)
+    except TrainingFailed as error:
+        search.fail(taken, str(error))
+        log.warning("trial %d: failed, the search goes on\n%s", taken.number, error)
+    except SegpipeError:  # not of this trial's making: the same happens to the others
+        raise
+    except Exception as error:
+        search.crash(taken, f"{type(error).__name__}: {error}")
+        raise
+    else:
+        search.finish(taken, value)
+        log.info("trial %d: %s %.4f", taken.number, params.search.measure, value)
+    finally:
+        _free_memory()
+
+
+def _free_memory() -> None:
+    """The next trial's network may be larger."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def listed(values: dict[str, Any]) -> str:
+    """The settings of a trial on one line."""
+    texts = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+    return ", ".join(f"{key}: {text}" for key, text in texts.items())
+
+
+def tidy(search: Search) -> None:
+    """Remove the checkpoints of ended trials, but those of the best: a trial that has ended is never continued.
+
+    What diverged is kept, for who wants to see why.
+    """
+    best = search.best()
+    for one in search.trials:
+        if one.state.is_finished() and (best is None or one.number != best.number):
+            for path in search.folder_of(one.number).glob("*/fold_*/**/*.pth"):
+                if path.name != divergence.FILE:
+                    path.unlink(missing_ok=True)
