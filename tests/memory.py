@@ -87,6 +87,17 @@ class Dropping(nn.Module):
         return self.last(features)
 
 
+class Idle(nn.Module):
+    """A network of which a part is never used."""
+
+    def __init__(self, n_channels: int, n_classes: int, plan: Configuration) -> None:
+        super().__init__()
+        self.used, self.idle = (nn.Conv3d(n_channels, n_classes, 3, padding=1) for _ in range(2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.used(image)
+
+
 def unpadded(n_channels: int, n_classes: int, plan: Configuration) -> nn.Module:
     return nn.Conv3d(n_channels, n_classes, 3)
 

@@ -1,0 +1,142 @@
+"""Trainings of several ranks, each a process, beside the same training of one: python tests/fellows.py OUT.
+
+One process imports everything and forks the ranks before anything is computed, which saves most of the time.
+"""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import memory
+import torch
+from tiny import params, planned
+
+from segpipe import ranks
+from segpipe.prepare.plan import Configuration
+from segpipe.ranks import ALONE, Ranks
+from segpipe.training.feed import Batch, Feed
+from segpipe.training.loop import Training, fit
+from segpipe.training.setup import Setup
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Fellowship:
+    """A training, and how many ranks share it. partly : classes of the cases that are not annotated for all"""
+
+    plan: Configuration
+    n: int = 2
+    partly: dict[str, list[str]] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+# No Adam: it divides by their size the gradients of biases in front of a norm, which are nothing but rounding.
+OTHERS = {
+    "train__optimiser__clip_norm": 0.5,
+    "train__schedule__name": "cosine",
+    "train__schedule__per": "iteration",
+    "train__ema": {"decay": 0.9, "ramp_steps": 3},
+    "train__replacement": False,
+}
+FELLOWSHIPS = {
+    "Dice of each sample": Fellowship(planned()),
+    "Dice of the batch": Fellowship(planned(batch_dice=True)),
+    "uneven shares": Fellowship(planned(batch_size=3)),
+    "uneven shares of a common Dice": Fellowship(planned(batch_size=3, batch_dice=True)),
+    "a rank per sample": Fellowship(planned(batch_size=3, batch_dice=True), n=3),
+    "accumulated": Fellowship(planned(batch_size=3), changes={"train__accumulate": 2}),
+    "accumulated with a common Dice": Fellowship(planned(batch_dice=True), changes={"train__accumulate": 3}),
+    "clipped, running mean, passes": Fellowship(planned(), changes=OTHERS),
+    "2d": Fellowship(planned((8, 8))),
+    "partly annotated": Fellowship(planned(batch_dice=True), partly={"c1": ["one"], "c2": ["two", "three"]}),
+    "a network with idle parts": Fellowship(planned(), changes={"train__network": "memory:Idle"}),
+    "frozen parts": Fellowship(planned(), changes={"train__freeze": ["encoder.*"]}),
+}
+
+
+def training(fellowship: Fellowship, fellows: Ranks) -> Training:
+    store = memory.store(fellowship.plan)
+    store.cases.partly.update(fellowship.partly)
+    settings = params(train__epochs=2, train__iterations_per_epoch=STEPS, **fellowship.changes)
+    fold = {"train": memory.TRAIN, "val": memory.VAL}
+    return Setup.of(store, fold, settings, fellows).training(None, lambda: None)
+
+
+def trained(fellowship: Fellowship, fellows: Ranks) -> dict[str, Any]:
+    """What came of it in a rank."""
+    seen: list[list[Any]] = []
+    one = training(fellowship, fellows)
+    one.feed = _noting(one.feed, seen)
+    fit(one, lambda: None, lambda row, seconds: None)
+    averaged = None if one.averaged is None else memory.weights(one.averaged)
+    return {"weights": memory.weights(one.network), "averaged": averaged, "rows": one.rows, "seen": seen}
+
+
+def _noting(feed: Feed, seen: list[list[Any]]) -> Feed:
+    """A feed that notes the case and the box of each training sample, and its voxels."""
+
+    class Noting(Feed):
+        def training(self, number: int) -> Batch:
+            batch = super().training(number)
+            boxes = [[case, list(box.start), list(box.size)] for case, box in batch.sources]
+            seen.extend([number, *box, float(image.sum())] for box, image in zip(boxes, batch.image, strict=True))
+            return batch
+
+    return Noting(**{one.name: getattr(feed, one.name) for one in fields(feed)})
+
+
+def talked(fellows: Ranks) -> dict[str, Any]:
+    """What ranks tell each other."""
+    items = list("abcde")
+    return {
+        "share": list(fellows.share(5)),
+        "turns": list(fellows.turns(items)),
+        "collected": fellows.collected(fellows.own(items)),
+        "same": fellows.same(f"from {fellows.rank}"),
+        "highest": fellows.highest(15 * fellows.rank),
+        "total": fellows.total(torch.tensor([1.0, fellows.rank])).tolist(),
+        "order": fellows.first_before_others(lambda: fellows.rank),
+    }
+
+
+def forked(n: int, work: Callable[[Ranks], Any], out: Path) -> None:
+    """Do work in `n` ranks, and write what each of them returns."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(n):
+        if (pid := os.fork()) == 0:
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
+            os.environ |= {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            status = 1
+            try:
+                with ranks.joined() as fellows:
+                    torch.save(work(fellows), out.with_name(f"{out.name}.{rank}"))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            os._exit(status)
+        pids.append(pid)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert statuses == [0] * n, (out.name, statuses)
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    for index, fellowship in enumerate(FELLOWSHIPS.values()):
+        forked(fellowship.n, lambda fellows, one=fellowship: trained(one, fellows), out / str(index))
+    for n in (2, 3):
+        forked(n, talked, out / f"talked{n}")
+    for index, fellowship in enumerate(FELLOWSHIPS.values()):
+        torch.save(trained(fellowship, ALONE), out / f"{index}.alone")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
