@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 import torch
 
-from segpipe import lease
+from segpipe import lease, ranks
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 
@@ -32,7 +32,7 @@ def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
     Raises SegpipeError where the device that params.yaml names is absent.
     """
     if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+        torch.set_num_threads(max(1, runtime.threads // ranks.n_local()))
     return use(reserve(runtime, gpu_bytes), "params.yaml: runtime.device")
 
 

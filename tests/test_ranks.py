@@ -22,8 +22,8 @@ ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 def results(tmp_path_factory):
     """What each rank of each fellowship made, and what one alone made: {name: (alone, [rank, ...])}."""
     out = tmp_path_factory.mktemp("fellows")
-    told = {**environment(), "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, TESTS / "fellows.py", out], env=told, capture_output=True, text=True)
+    command = [sys.executable, str(TESTS / "fellows.py"), str(out)]
+    done = subprocess.run(command, check=False, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -191,7 +191,7 @@ def test_a_killed_rank_ends_the_job_with_the_cause_and_a_rerun_goes_on(finished,
     snakemake, launcher = launched(project, killed, 2)
     ranks = ranks_of(launcher)
     os.killpg(snakemake.pid, signal.SIGKILL)  # snakemake and launcher; the ranks are told by the kernel
-    gone, alive = psutil.wait_procs(ranks, 30)
+    _, alive = psutil.wait_procs(ranks, 30)
     assert not alive
 
     project.snakemake(MODEL)
