@@ -4,9 +4,9 @@
 
 Trains the same fold with different numbers of ranks, in turns, each time from the beginning: seconds per step (medians
 of the epochs but the first, and their spread over the rounds), weights and metrics beside those of one rank. Before
-that the samples of the first steps are drawn for each number of ranks and compared, voxels included. On the CPU the ranks of
-a training share its cores; on a machine with several GPUs name as many as there are. Without a dataset: the phantoms.
-Keeps `results/ranks_<device>.json` and prints a table.
+that the samples of the first steps are drawn for each number of ranks and compared, voxels included.
+On the CPU the ranks of a training share its cores; on a machine with several GPUs name as many as there are. Without a
+dataset: the phantoms. Keeps `results/ranks_<device>.json` and prints a table.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def report(args: argparse.Namespace, samples: dict[int, list[str]], runs: dict[i
     path = Path(__file__).with_name("results") / f"ranks_{args.device.split(':')[0]}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(
-        "| ranks | s/step (spread) | beside one | same samples | runs bit-equal | weights differ by | Dice, loss differ by |"
+        "| ranks | s/step (spread) | beside one | same samples | runs bit-equal | weights differ | Dice, loss differ |"
     )
     print("|---|---|---|---|---|---|---|")
     for row in table:
