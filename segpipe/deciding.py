@@ -41,7 +41,7 @@ PREPARE_CASE = (
     "prepare/resample.py",
     "prepare/preprocess.py",
 )
-PREPROCESS = (*PREPARE_CASE, "prepare/store.py")
+PREPROCESS = (*PREPARE_CASE, "prepare/twins.py", "prepare/store.py")
 DECIDING_MODULES = {
     "phantoms": ("data/phantoms.py",),
     "check": (

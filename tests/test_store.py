@@ -15,7 +15,8 @@ from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError
 from segpipe.prepare import store
 from segpipe.prepare.preprocess import preprocess
-from segpipe.prepare.store import ANNOTATED, ARRAYS, PARTS, foreground_locations
+from segpipe.prepare.store import ANNOTATED, PARTS, foreground_locations
+from segpipe.prepare.twins import ARRAYS
 
 RUNTIME = params().runtime
 

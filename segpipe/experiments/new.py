@@ -17,6 +17,7 @@ from segpipe.params import PARAMS_FILE, Params
 
 GENERATED = f"data/raw/{phantoms.NAME}"
 FILES = ("plan.file", "splits.file", "train.pretrained_weights")  # settings that are paths, but for `dataset`
+SHARING = "runtime.share_cases_with"  # folders
 TASK = re.compile(r"Task\d{2,}_\w+$")  # of the Decathlon
 
 
@@ -93,10 +94,14 @@ def _others(own: Mapping[Path, Path], folder: Path) -> Iterator[str]:
             yield problem("another module of that name", where=there, found="a file", expected=expected, cure=cure)
 
 
-def _moved(params: Params, given: Mapping[str, Any], base: Path, folder: Path) -> dict[str, str]:
+def _moved(params: Params, given: Mapping[str, Any], base: Path, folder: Path) -> dict[str, Any]:
     """Relative paths as they are from the new folder."""
     raw: Any = params.model_dump(mode="json", by_alias=True)
-    moved = {}
+    start = Path() if SHARING in given else base
+    sharing = params.runtime.share_cases_with
+    moved: dict[str, Any] = {}
+    if any(not Path(one).is_absolute() for one in sharing):
+        moved[SHARING] = [one if Path(one).is_absolute() else _from(folder, start / one) for one in sharing]
     for key in ("dataset", *FILES):
         path: str | None = reduce(lambda block, name: block[name], key.split("."), raw)
         if path is None or Path(path).is_absolute():

@@ -217,6 +217,7 @@ class Runtime(Section):
     channels_last: bool
     checkpoint_every: Count
     disable_checkpointing: bool
+    share_cases_with: list[Annotated[str, Field(min_length=1)]]
 
 
 class Params(Section):

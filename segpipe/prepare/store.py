@@ -7,7 +7,7 @@ deletes them. Each case carries the digest of what determines it: a case that is
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,13 +24,13 @@ from segpipe.data.labels import Labels, belongs
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 from segpipe.prepare import plan as plan_module
+from segpipe.prepare import twins
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.preprocess import Grid, Prepared, case_target_mm, on_grid, preprocess
 
 log = getLogger(__name__)
 
-ARRAYS = ("image.npy", "label.npy", "foreground.npy")
-PARTS = (*ARRAYS, "json")  # the files of a case
+PARTS = (*twins.ARRAYS, "json")  # the files of a case
 
 # Voxels kept per class for foreground sampling: at least this many, and 1 % of large classes
 # (nnunetv2/preprocessing/preprocessors/default_preprocessor.py).
@@ -112,9 +112,10 @@ def _make(store: "Store", runtime: Runtime) -> None:
     """Make the cases whose stored digest is not the wanted one. A lock keeps a second process from the same work."""
     folder, wanted = store.folder, store.wanted
     with digest.exclusive(folder.parent / ".lock", f"preprocessing {store.configuration}"):
-        missing = [case for case in wanted if _record_of(folder, case, wanted[case]) is None]
+        missing = [case for case in wanted if twins.record_of(folder, case, wanted[case]) is None]
+        others = twins.folders(folder, runtime.share_cases_with)
         with ThreadPoolExecutor(store.cases.at_once(runtime.threads)) as pool:
-            linked = sum([job.result() for job in [pool.submit(_make_case, store, case) for case in missing]])
+            linked = sum([job.result() for job in [pool.submit(_make_case, store, case, others) for case in missing]])
             for job in [pool.submit(_make_previous, store, case) for case in store.previous]:
                 job.result()
     if missing:
@@ -122,22 +123,12 @@ def _make(store: "Store", runtime: Runtime) -> None:
         log.info("%s: %d cases preprocessed, %d were there", store.configuration, made, len(wanted) - made)
 
 
-def _record_of(folder: Path, case: str, wanted: str) -> dict[str, Any] | None:
-    """The record of a case made of what has the wanted digest; None where a file is missing or of something else."""
-    try:
-        record: dict[str, Any] = digest.read_json(folder / f"{case}.json")
-    except FileNotFoundError:  # not looked for first: another job may remove it at any time
-        return None
-    whole = all((folder / f"{case}.{part}").exists() for part in ARRAYS)
-    return record if whole and record["digest"] == wanted else None
-
-
-def _make_case(store: "Store", case: str) -> bool:
-    """Make the files of a case; True where those of another configuration are the same."""
+def _make_case(store: "Store", case: str, others: Sequence[Path]) -> bool:
+    """Make the files of a case; True where another folder has the same."""
     folder = store.folder
     # the record goes first and comes last: without it the arrays count as missing
     (folder / f"{case}.json").unlink(missing_ok=True)
-    if _link_twin(store, case):
+    if twins.link(folder, case, store.wanted[case], others):
         return True
     volume, label = store.cases.read_image(case), store.cases.read_label(case)
     image = volume.array.astype(np.float32, copy=False)
@@ -154,28 +145,6 @@ def _make_case(store: "Store", case: str) -> bool:
         "foreground": [[index, len(voxels)] for index, voxels in foreground.items()],
     }
     digest.write_json(folder / f"{case}.json", record)
-    return False
-
-
-def _link_twin(store: "Store", case: str) -> bool:
-    """Take the files of another configuration that prepares the case alike: a cascade has those of 3d_fullres, and so
-    has 2d where the slices lie as far apart as 3d_fullres resamples them.
-
-    Files are replaced, never written again, so both may have the same. While they are replaced their record is gone
-    or another: the record is read when the arrays are linked, and only the wanted one is written beside them.
-    """
-    wanted = store.wanted[case]
-    for folder in store.folder.parents[1].glob("*/cases"):
-        if folder != store.folder and _record_of(folder, case, wanted):
-            try:
-                for part in ARRAYS:
-                    digest.link(folder / f"{case}.{part}", store.folder / f"{case}.{part}")
-            except FileNotFoundError:
-                continue
-            record = _record_of(folder, case, wanted)
-            if record:
-                digest.write_json(store.folder / f"{case}.json", record)
-                return True
     return False
 
 
