@@ -92,15 +92,18 @@ def _slice(axes: Axes, search: Search, key: str, one: Range) -> None:
         return value if one.choices is None else one.choices.index(value)
 
     _scatter(axes, search, place)
-    axes.set(title=key, ylabel=search.settings.measure)
-    axes.title.set_fontsize("medium")
+    axes.set_title(key, fontsize="medium")
+    axes.set_ylabel(search.settings.measure)
     if one.choices is not None:
         axes.set_xticks(range(len(one.choices)), [str(label(choice)) for choice in one.choices])
         axes.set_xlim(-0.5, len(one.choices) - 0.5)
-    elif one.log:
+        return
+    if one.log:
         axes.set_xscale("log")
     elif one.whole:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for end in (one.low, one.high):  # beyond them nothing was tried
+        axes.axvline(end, color="black", linewidth=0.5, alpha=0.5)
 
 
 def importances(search: Search) -> Figure:

@@ -14,9 +14,8 @@ from segpipe import digest
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import PARAMS_FILE, Params
 from segpipe.params.editing import changed
-from segpipe.search import plots
-from segpipe.search.study import PRESENT, REASON, Search
-from segpipe.search.worker import listed, tidy
+from segpipe.search import kept, plots
+from segpipe.search.study import PRESENT, REASON, Search, listed
 
 log = getLogger(__name__)
 
@@ -35,11 +34,11 @@ def write(markers: list[Path], params: Params, out: Path) -> None:
     best = search.best()
     if best is None:
         raise SegpipeError(_none_finished(search))
-    tidy(search)
+    kept.tidy(search)
     digest.write_text(out / "trials.csv", table(search))
     plots.draw(search, out)
     digest.write_text(out / "best_params.yaml", changed(PARAMS_FILE.read_text(), search.values(best), PARAMS_FILE))
-    _keep_training(search.folder_of(best.number), out.parent)
+    kept.publish(search.folder_of(best.number), out.parent)
     log.info("%s", summary(search, best, params))
 
 
@@ -124,13 +123,3 @@ def summary(search: Search, best: FrozenTrial, params: Params) -> str:
 def _described(search: Search, one: FrozenTrial, params: Params) -> str:
     value = "nothing" if one.value is None else f"{one.value:.4f}"
     return f"{params.search.measure} {value}: {listed(search.values(one))}"
-
-
-def _keep_training(trial: Path, results: Path) -> None:
-    """Let the pipeline find the best trial's training as its own: with the best values it is not trained again."""
-    for final in trial.glob("*/fold_*/state/*/final.pth"):
-        state = results / final.parent.relative_to(trial)
-        if not (state / "final.pth").exists():
-            files = [path for path in final.parent.iterdir() if path.is_file() and path != final]
-            for path in [*files, final]:  # which comes last, as it says that the others are there
-                digest.link(path, state / path.name)

@@ -26,6 +26,7 @@ log = getLogger(__name__)
 
 JOURNAL, RECORD = "journal.log", "study.json"
 PRESENT = "present settings"  # mark of the trial that has the values of params.yaml
+DIGITS = 4  # of a drawn number
 CRASHES, REASON = "crashes", "reason"
 
 
@@ -117,12 +118,15 @@ class Search:
         return self._taken(trial, lock)
 
     def _taken(self, trial: optuna.Trial, lock: IO[str]) -> Taken:
-        values = {key: _suggested(trial, key, one) for key, one in self.ranges.items()}
-        return Taken(trial, values, self.folder_of(trial.number), lock)
+        for key, one in self.ranges.items():
+            _suggest(trial, key, one)
+        return Taken(trial, self.values(trial), self.folder_of(trial.number), lock)
 
-    def values(self, trial: FrozenTrial) -> dict[str, Any]:
+    def values(self, trial: FrozenTrial | optuna.Trial) -> dict[str, Any]:
         """The values of a trial, by key; without those that a killed job did not come to draw."""
-        return {key: _meant(self.ranges[key], value) for key, value in trial.params.items()}
+        drawn = {key: trial.params[key] for key in self.ranges if key in trial.params}
+        is_present = trial.user_attrs.get(PRESENT, False)
+        return {key: _meant(self.ranges[key], value, is_present) for key, value in drawn.items()}
 
     def folder_of(self, number: int) -> Path:
         """Where a trial's training lies."""
@@ -191,15 +195,24 @@ def label(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _meant(one: Range, drawn: Any) -> Any:
-    """The value that Optuna's stands for."""
-    return one.choices[[label(choice) for choice in one.choices].index(drawn)] if one.choices is not None else drawn
-
-
-def _suggested(trial: optuna.Trial, key: str, one: Range) -> Any:
-    """The value of a setting: the one that the trial has, else a new one."""
+def _meant(one: Range, drawn: Any, exactly: bool) -> Any:
+    """The value that Optuna's stands for; unless `exactly`, with as many digits as a person would write."""
     if one.choices is not None:
-        return _meant(one, trial.suggest_categorical(key, [label(choice) for choice in one.choices]))
-    if one.whole:
-        return trial.suggest_int(key, int(one.low), int(one.high), step=int(one.step or 1), log=one.log)
-    return trial.suggest_float(key, one.low, one.high, step=one.step, log=one.log)
+        return one.choices[[label(choice) for choice in one.choices].index(drawn)]
+    return drawn if one.whole or exactly else min(max(float(f"{drawn:.{DIGITS}g}"), one.low), one.high)
+
+
+def _suggest(trial: optuna.Trial, key: str, one: Range) -> None:
+    """Draw the value of a setting, where the trial has none yet."""
+    if one.choices is not None:
+        trial.suggest_categorical(key, [label(choice) for choice in one.choices])
+    elif one.whole:
+        trial.suggest_int(key, int(one.low), int(one.high), step=int(one.step or 1), log=one.log)
+    else:
+        trial.suggest_float(key, one.low, one.high, step=one.step, log=one.log)
+
+
+def listed(values: dict[str, Any]) -> str:
+    """The settings of a trial on one line."""
+    texts = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+    return ", ".join(f"{key}: {text}" for key, text in texts.items())

@@ -3,7 +3,6 @@
 import gc
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -11,10 +10,9 @@ import torch
 from segpipe import digest
 from segpipe.errors import SegpipeError
 from segpipe.params import Params
-from segpipe.search import identity, trial
-from segpipe.search.study import RECORD, Search, Taken
+from segpipe.search import identity, kept, trial
+from segpipe.search.study import RECORD, Search, Taken, listed
 from segpipe.search.trial import Data
-from segpipe.training import divergence
 from segpipe.training.failures import TrainingFailed
 from segpipe.training.setup import Scorer
 
@@ -36,7 +34,7 @@ def work(data: Data, params: Params, marker: Path, whole_cases: Scorer) -> None:
     while (taken := search.take()) is not None:
         with taken.lock:
             _try(search, taken, data, params, whole_cases)
-            tidy(search)
+            kept.tidy(search)
     log.info("search %s: all of %d trials are begun or ended", folder, search.wanted)
     digest.write_json(marker, {"study": record["digest"], "trials": search.wanted})
 
@@ -69,22 +67,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def listed(values: dict[str, Any]) -> str:
-    """The settings of a trial on one line."""
-    texts = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
-    return ", ".join(f"{key}: {text}" for key, text in texts.items())
-
-
-def tidy(search: Search) -> None:
-    """Remove the checkpoints of ended trials, but those of the best: a trial that has ended is never continued.
-
-    What diverged is kept, for who wants to see why.
-    """
-    best = search.best()
-    for one in search.trials:
-        if one.state.is_finished() and (best is None or one.number != best.number):
-            for path in search.folder_of(one.number).glob("*/fold_*/**/*.pth"):
-                if path.name != divergence.FILE:
-                    path.unlink(missing_ok=True)
