@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import Project, tiny_params
 from memory import feed_of, run, store, training, weights
 from tiny import params, planned
 
@@ -151,3 +152,21 @@ def test_the_training_of_params_starts_on_the_device():
     assert feed.held.choice.tier == "device"
     assert all(case.image.is_cuda for case in feed.held.cases.values())
     assert isinstance(feed.stream, torch.cuda.Stream)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_devices_train_what_one_trains(tmp_path):
+    """Through snakemake and torchrun; the same samples, so weights that differ by rounding."""
+    made = []
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        project = Project(tmp_path / str(n))
+        settings = tiny_params()
+        settings["train"].update(precision="off")
+        settings["runtime"].update(device="cuda", num_gpus=n)
+        project.write(settings)
+        project.snakemake("results/3d_fullres/fold_0/checkpoint_final.pth")
+        found = torch.load(project.folder / "results/3d_fullres/fold_0/checkpoint_final.pth", weights_only=True)
+        made.append(found["network"])
+    for name in made[0]:
+        torch.testing.assert_close(made[1][name], made[0][name], rtol=1e-2, atol=1e-3)
