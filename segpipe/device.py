@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from logging import getLogger
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import psutil
 import torch
 
-from segpipe import lease, ranks
+from segpipe import gpus, lease, ranks
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 
@@ -74,6 +75,13 @@ def _device(name: str, where: str) -> torch.device:
         expected, cure = ", ".join(["auto", *present]), "name a device of this machine, or auto"
         raise SegpipeError(problem("no such device", where=where, found=name, expected=expected, cure=cure))
     return torch.device(present[0] if name == "auto" else name)
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """The device and, where it is one, the GPUs of the job, for run.json: those that CUDA sees, of all ranks."""
+    found = gpus.visible() if device.type == "cuda" else []
+    named = [{"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid, "bytes": gpu.total_bytes} for gpu in found]
+    return {"device": str(device), "gpus": named}
 
 
 def set_deterministic(wanted: bool) -> None:

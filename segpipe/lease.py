@@ -82,7 +82,7 @@ def take(n: int, n_bytes: float, number: int | None = None) -> Sequence[Gpu]:
     """Restrict CUDA in this process and its children to `n` devices, until it ends; wait until they can be had.
 
     An empty device comes first, then one whose jobs leave room for `n_bytes`. First come, first served: who waits for a
-    device gets it before those who came later. A process that has its devices keeps them.
+    device gets it before those who came later. A process that has its devices keeps them, and says the new `n_bytes`.
 
     n_bytes : of each device, that this job keeps within
     number : the one device that may be taken, in the order of CUDA_VISIBLE_DEVICES; None: any
@@ -99,6 +99,8 @@ def take(n: int, n_bytes: float, number: int | None = None) -> Sequence[Gpu]:
         own = _waited(n, n_bytes, number)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own.claim.taken)
         _held = own
+    elif n_bytes != _held.claim.n_bytes:
+        promise(n_bytes)
     return _held.devices
 
 
@@ -120,12 +122,6 @@ def left_bytes() -> float | None:
         others = _others(_held)
     shared = [(gpu, cost) for gpu in _held.devices if (cost := _promised(gpu, others))]
     return max(0, min(SHARED * gpu.total_bytes - cost - CONTEXT_BYTES for gpu, cost in shared)) if shared else None
-
-
-def facts() -> list[dict[str, Any]]:
-    """The leased devices, for run.json."""
-    devices = _held.devices if _held is not None else ()
-    return [{"uuid": gpu.uuid, "index": gpu.index, "name": gpu.name, "bytes": gpu.total_bytes} for gpu in devices]
 
 
 def choose(claim: Claim, devices: Sequence[Gpu], others: Sequence[Claim]) -> list[Gpu]:

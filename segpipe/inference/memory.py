@@ -10,11 +10,21 @@ from segpipe.errors import SegpipeError, problem
 from segpipe.inference.models import Ensemble
 from segpipe.inference.predict import Model, forward_bytes
 from segpipe.inference.tiles import VOXELS_PER_FORWARD
+from segpipe.params import Params
 from segpipe.prepare.preprocess import case_target_mm
 from segpipe.prepare.spacing import resampled_shape
+from segpipe.training import tiers
 
 COPIES = 3  # of the image, of float32, that are there together while it is prepared
 GB = 1e9
+
+
+def gpu_bytes(params: Params) -> int:
+    """What a prediction keeps free of a GPU that it shares. It takes more where there is more.
+
+    Half of the plan's: it needs no gradients, and no feature maps but those of the layer at work.
+    """
+    return tiers.planned_bytes(params) // 2
 
 
 def needed_bytes(ensemble: Ensemble, volume: Volume, uncertainty: bool = False) -> int:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from segpipe import device, digest
 from segpipe.data.cases import Cases
-from segpipe.inference import calibrate, choice, folders, models, postprocess, predict_cases
+from segpipe.inference import calibrate, choice, folders, memory, models, postprocess, predict_cases
 from segpipe.inference.predict import tidy
 from segpipe.inference.predict_cases import Job, Written
 from segpipe.params import Params
 from segpipe.ranks import ALONE, Ranks
-from segpipe.training import tiers
 
 log = getLogger(__name__)
 
@@ -53,7 +52,7 @@ def predict_dataset(
     counted = choice.chosen(learnt.choice) if learnt.choice else list(configurations)
     state = out.parent / "state" / out.name
     with ranks.exclusive(state / ".lock", "predicting imagesTs") as report:
-        on = device.start(params.runtime, tiers.planned_bytes(params))
+        on = device.start(params.runtime, memory.gpu_bytes(params))
         shares = dict(zip(counted, params.ensemble.of(counted), strict=True))
         needed = models.needed(paths, counted)
         ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)

@@ -20,13 +20,12 @@ from segpipe import device, digest
 from segpipe.data import image, splits
 from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import metrics, summary
-from segpipe.inference import export, predict, softmax_file, spill
+from segpipe.inference import export, memory, predict, softmax_file, spill
 from segpipe.inference.export import LabelMap, Probabilities, Softmax
 from segpipe.inference.predict import Model
 from segpipe.params import Params, section
 from segpipe.prepare.store import Store
 from segpipe.ranks import ALONE, Ranks
-from segpipe.training import tiers
 
 log = getLogger(__name__)
 
@@ -87,7 +86,7 @@ def validate(
     state = out.parent / "state" / out.name
     title = f"{out.name} of {store.configuration} fold {fold_name}"
     with ranks.exclusive(state / ".lock", title) as report:
-        on = device.start(params.runtime, tiers.planned_bytes(params))
+        on = device.start(params.runtime, memory.gpu_bytes(params))
         model = predict.load([model_path], on, params.validate_.weights, params.validate_.precision)
         identity = digest.of([*model.files, store.digest, fold["val"], how(params)])
         if ranks.same(_is_published(out, fold["val"], identity)):

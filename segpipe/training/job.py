@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from segpipe import digest
+from segpipe import device, digest
 from segpipe.data import splits
 from segpipe.params import Params
 from segpipe.prepare.store import Store
@@ -174,12 +174,13 @@ class _Job:
             start = "starts from the beginning (train.on_extend: continue would extend the finished shorter training)"
         precision = str(self.setup.dtype).removeprefix("torch.")
         log.info("%s: %s (%s, %s, digest %s)", self.title, start, self.setup.device, precision, self.identity.digest)
-        run = {"device": str(self.setup.device), "precision": precision, "threads": torch.get_num_threads()}
-        run["ranks"] = self.ranks.n
-        run["feeding"] = self.training.feed.held.facts()
         runtime = self.runtime.model_dump(mode="json")
         return {
-            **run,
+            **device.facts(self.setup.device),
+            "precision": precision,
+            "threads": torch.get_num_threads(),
+            "ranks": self.ranks.n,
+            "feeding": self.training.feed.held.facts(),
             "torch": torch.__version__,
             "runtime": runtime,
             "start": start,

@@ -1,0 +1,529 @@
+"""Each job has its own GPU, or shares one that has room, until it dies: real processes, a driver that is pretended."""
+
+import ctypes
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, Project, environment, run, wait_until
+from pretended_driver import nvml
+from tiny import params
+
+from segpipe import device, gpus, lease
+from segpipe.errors import SegpipeError
+from segpipe.gpus import Gpu
+from segpipe.lease import Claim
+
+TESTS = Path(__file__).parent
+GB = 1e9
+JOB = """
+import logging, os, sys
+from segpipe import lease
+logging.basicConfig(level="INFO", format="%(message)s")
+lease.take(int(sys.argv[1]), float(sys.argv[2]))
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+exec(sys.argv[3])
+"""
+
+
+def one(letter, total_gb=24, used_gb=0.3, **more):
+    total, used = int(total_gb * GB), int(used_gb * GB)
+    return {"uuid": f"GPU-{letter * 8}", "name": "NVIDIA T", "total": total, "used": used, **more}
+
+
+A, B, C = "GPU-aaaaaaaa", "GPU-bbbbbbbb", "GPU-cccccccc"
+DIVIDED = one("b", instances=[{**one("x", 5), "uuid": "MIG-x"}, {**one("y", 10), "uuid": "MIG-y"}])
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """Pretend GPUs, in this process and in those that a test starts, with a temporary folder of the test's own."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read anew
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(TESTS / "pretended_driver"), os.environ.get("PYTHONPATH", "")])
+    )
+    monkeypatch.setenv("PRETENDED_GPUS", str(tmp_path / "gpus.json"))
+    monkeypatch.setattr(ctypes, "CDLL", nvml.Library)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def pretend(*described):
+        (tmp_path / "gpus.json").write_text(json.dumps(described if described != (None,) else None))
+
+    return pretend
+
+
+class Job:
+    """A process that takes GPUs and keeps them until its standard input is closed, or does something else then."""
+
+    def __init__(self, folder, n=1, gb=8.0, then="sys.stdin.read()", **env):
+        self.messages = folder / f"job-{time.time_ns()}.log"
+        with self.messages.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", JOB, str(n), str(gb * GB), then],
+                cwd=folder,
+                env={**environment(), **env},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    @property
+    def devices(self):
+        """Waits until it has them."""
+        return self.process.stdout.readline().strip().split(",")
+
+    @property
+    def said(self):
+        return self.messages.read_text()
+
+    @property
+    def waits(self):
+        return "waiting for" in self.said and "computes on" not in self.said
+
+    def end(self):
+        self.process.communicate(timeout=20)
+        assert self.process.returncode == 0, self.said
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def start(tmp_path, pretended):
+    """Start a job; all are gone after the test."""
+    jobs = []
+
+    def started(*arguments, **more):
+        jobs.append(Job(tmp_path, *arguments, **more))
+        return jobs[-1]
+
+    yield started
+    for job in jobs:
+        job.kill()
+
+
+# ---- which devices there are ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (None, [A, "MIG-x", "MIG-y", C]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0", [A]),
+        ("2,0", [C, A]),
+        ("0,7,2", [A]),  # CUDA reads no further either
+        ("0,0", [A]),
+        ("1", ["MIG-x", "MIG-y"]),
+        (A, [A]),
+        ("GPU-cc, GPU-aa", [C, A]),
+        ("MIG-y", ["MIG-y"]),
+        (B, ["MIG-x", "MIG-y"]),
+    ],
+)
+def test_visible_are_all_devices_or_those_that_are_named(pretended, monkeypatch, chosen, expected):
+    pretended(one("a"), DIVIDED, one("z", forbidden=True), one("c"))
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert [gpu.uuid for gpu in gpus.visible()] == expected
+
+
+def test_a_device_is_described(pretended):
+    pretended(one("a", used_gb=2), DIVIDED)
+    whole, _, instance = gpus.visible()
+    assert whole == Gpu(A, A, 0, "NVIDIA T", int(24 * GB), int(2 * GB))
+    assert instance == Gpu("MIG-y", B, 1, "NVIDIA T", int(10 * GB), int(0.3 * GB))
+    assert str(whole) == "GPU 0 (NVIDIA T, 24 GB)"
+
+
+def test_without_a_driver_that_runs_there_are_none(pretended, monkeypatch):
+    pretended(None)
+    assert gpus.visible() == []
+    monkeypatch.delenv("PRETENDED_GPUS")
+    assert gpus.visible() == []
+    assert not lease.take(1, GB)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("auto", 2), ("cuda", 2), ("cuda:1", 1), ("cpu", 1), ("mps", 1)])
+def test_there_are_as_many_jobs_at_a_time_as_devices(pretended, monkeypatch, name, expected):
+    pretended(one("a"), one("b"))
+    assert gpus.jobs_at_a_time(name) == expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus.jobs_at_a_time(name) == 1
+
+
+# ---- the choice ------------------------------------------------------------------------------------------------------
+
+
+def gpu(uuid, total_gb=24, used_gb=0.3):
+    return Gpu(uuid, uuid, 0, "T", int(total_gb * GB), int(used_gb * GB))
+
+
+def claim(taken="", gb=8.0, n=1, since=5, wanted="abc"):
+    return Claim(1, "job", None, since, n, gb * GB, tuple(wanted), tuple(taken))
+
+
+@pytest.mark.parametrize(
+    ("what", "own", "devices", "others", "expected"),
+    [
+        ("the first empty one", claim(), [gpu("a"), gpu("b")], [], "a"),
+        ("an empty one before one with room", claim(), [gpu("a", 80), gpu("b")], [claim("a")], "b"),
+        ("one with room", claim(), [gpu("a"), gpu("b")], [claim("a", gb=20), claim("b")], "b"),
+        ("the one with most room", claim(), [gpu("a", 48), gpu("b", 80)], [claim("a"), claim("b")], "b"),
+        ("none that is full", claim(), [gpu("a")], [claim("a"), claim("a")], ""),
+        ("room for what CUDA takes as well", claim(gb=10.9), [gpu("a")], [claim("a", gb=10.9)], ""),
+        ("room for both", claim(gb=10.7), [gpu("a")], [claim("a", gb=10.7)], "a"),
+        ("what is used counts where it is more than promised", claim(), [gpu("a", used_gb=16)], [claim("a")], ""),
+        ("not where others compute", claim(), [gpu("a", used_gb=20), gpu("b")], [], "b"),
+        ("nor beside them if there is a choice", claim(), [gpu("a", 80, 20), gpu("b")], [], "b"),
+        ("beside them if there is room", claim(), [gpu("a", 80, 20), gpu("b")], [claim("b", gb=20)], "a"),
+        ("rather later than where others compute", claim(), [gpu("a", used_gb=20), gpu("b")], [claim("b", gb=20)], ""),
+        ("where they leave most, if nobody is to wait for", claim(), [gpu("a", 24, 22), gpu("b", 24, 18)], [], "b"),
+        ("an idle one that is too small", claim(gb=40), [gpu("a")], [], "a"),
+        ("two", claim(n=2), [gpu("a"), gpu("b"), gpu("c")], [claim("b", gb=20)], "ac"),
+        ("two or none", claim(n=2), [gpu("a"), gpu("b")], [claim("b", gb=20)], ""),
+        ("two, one of them shared", claim(n=2), [gpu("a"), gpu("b")], [claim("b")], "ab"),
+        ("none that an earlier one waits for", claim(), [gpu("a"), gpu("b")], [claim(since=4, n=3)], ""),
+        ("another one than that", claim(), [gpu("a"), gpu("b")], [claim(since=4, wanted="a")], "b"),
+        ("before a later one that waits", claim(), [gpu("a")], [claim(since=6)], "a"),
+        ("an earlier one that has its own waits for none", claim(), [gpu("a"), gpu("b")], [claim("a", since=4)], "b"),
+    ],
+)
+def test_a_job_gets(what, own, devices, others, expected):
+    assert "".join(chosen.uuid for chosen in lease.choose(own, devices, others)) == expected, what
+
+
+def follow_each_other(spans):
+    return all(end <= begin for (_, end), (begin, _) in itertools.pairwise(sorted(spans)))
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_have_a_device_each_until_they_end(pretended, start):
+    pretended(one("a", 10), one("b", 10))
+    first, second = start(), start()
+    on_first, on_second = first.devices, second.devices
+    assert sorted([*on_first, *on_second]) == [A, B]
+    third = start()
+    wait_until(lambda: third.waits)
+    second.end()
+    assert third.devices == on_second
+
+
+FORKED, STARTED = "os.fork()", "import subprocess; subprocess.Popen(['sleep', '5'])"
+
+
+@pytest.mark.parametrize(
+    ("number", "child"),
+    [(signal.SIGKILL, FORKED), (signal.SIGKILL, STARTED), (signal.SIGTERM, FORKED), (signal.SIGINT, STARTED)],
+)
+def test_a_device_is_free_when_its_job_dies_whatever_it_has_started(pretended, start, number, child):
+    pretended(one("a", 10))
+    first = start(then=f"{child}\nimport time; print(os.getpid(), flush=True); time.sleep(5)")
+    assert first.devices == [A]
+    first.process.stdout.readline()
+    second = start()
+    wait_until(lambda: second.waits)
+    first.process.send_signal(number)
+    began = time.monotonic()
+    assert second.devices == [A]
+    assert time.monotonic() - began < 3  # the child lives on
+
+
+def test_who_waits_hears_for_whom(pretended, start, tmp_path):
+    pretended(one("a", 10))
+    first = start()
+    assert first.devices == [A]
+    second = start(gb=7)
+    wait_until(lambda: second.waits)
+    third = start()
+    wait_until(lambda: third.waits)
+    assert "waiting for 1 of 1 GPUs, with 7 GB\n" in second.said
+    holder = f"pid {first.process.pid}, -c 1 8000000000.0 sys.stdin.read() in {tmp_path} (8 GB)"
+    assert f"GPU 0 (NVIDIA T, 10 GB): {holder}, 0.3 GB are used\n" in second.said
+    assert f"before this job comes pid {second.process.pid}, " in third.said
+    assert "before this job" not in second.said
+
+
+def test_jobs_never_overlap_on_a_device(pretended, start, tmp_path):
+    pretended(one("a", 10), one("b", 10))
+    note = "import time\nbegan = time.time(); time.sleep(0.1)\nprint(began, time.time(), flush=True)"
+    jobs = [start(then=note) for _ in range(5)]
+    spans = {A: [], B: []}
+    for job in jobs:
+        (on,) = job.devices
+        spans[on].append(tuple(map(float, job.process.stdout.readline().split())))
+    assert all(spans.values())
+    for on in spans.values():
+        assert follow_each_other(on)
+
+
+def test_small_jobs_share_a_device(pretended, start):
+    pretended(one("a", 24))
+    first, second = start(gb=10), start(gb=10)
+    assert first.devices == second.devices == [A]
+    third = start(gb=10)
+    wait_until(lambda: third.waits)
+    later = next(job for job in (first, second) if "shares with" in job.said)
+    assert re.search(
+        r"computes on GPU 0 \(NVIDIA T, 24 GB\), which it shares with pid \d+, -c 1 .* \(10 GB\)", later.said
+    )
+    first.end()
+    assert third.devices == [A]
+
+
+def test_two_that_want_all_devices_do_not_wait_for_each_other(pretended, start):
+    pretended(one("a", 10), one("b", 10))
+    held = start()
+    assert held.devices == [A]
+    both, other = start(n=2, then=""), start(n=2, then="")
+    wait_until(lambda: both.waits and other.waits)
+    held.end()
+    assert both.devices == other.devices == [A, B]
+
+
+def test_who_wants_several_is_not_passed_by_those_who_want_one(pretended, start):
+    pretended(one("a", 10), one("b", 10))
+    assert start().devices == [A]
+    both = start(n=2)
+    wait_until(lambda: both.waits)
+    single = start()
+    wait_until(lambda: single.waits)  # although b is empty
+    assert f"before this job comes pid {both.process.pid}" in single.said
+
+
+@pytest.mark.parametrize("chosen", ["1", B])
+def test_a_choice_of_the_user_is_kept(pretended, start, chosen):
+    pretended(one("a", 10), one("b", 10))
+    first = start(CUDA_VISIBLE_DEVICES=chosen)
+    assert first.devices == [B]
+    second = start(CUDA_VISIBLE_DEVICES=chosen)
+    wait_until(lambda: second.waits)
+    assert start().devices == [A]  # waits for nobody who waits for another one
+    assert start(CUDA_VISIBLE_DEVICES="").devices == [""]
+
+
+def test_instances_of_a_divided_gpu_are_devices_of_their_own(pretended, start):
+    pretended(DIVIDED)
+    assert [start(gb=4).devices, start(gb=4).devices] == [["MIG-x"], ["MIG-y"]]
+
+
+def test_slurm_separates_its_jobs_and_not_what_runs_in_one(pretended, start):
+    pretended(one("a", 10))
+    assert start(SLURM_JOB_ID="1").devices == [A]
+    assert start(SLURM_JOB_ID="2").devices == [A]
+    assert start().devices == [A]
+    second = start(SLURM_JOB_ID="1")
+    wait_until(lambda: second.waits)
+
+
+def test_too_many_devices_are_refused(pretended, monkeypatch):
+    pretended(one("a"), DIVIDED)
+    with pytest.raises(SegpipeError, match=r"runtime\.num_gpus\n.*found: +1 for this job\n.*expected: 2"):
+        lease.take(2, GB)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(SegpipeError, match=r"1 for this job, CUDA_VISIBLE_DEVICES=0\n"):
+        lease.take(2, GB)
+
+
+def test_a_folder_that_another_one_made_is_refused(pretended, tmp_path):
+    pretended(one("a"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"segpipe-gpu-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SegpipeError, match="the folder of the GPU leases is not yours"):
+        lease.take(1, GB)
+
+
+def test_nobody_else_reads_what_runs(pretended, start, tmp_path):
+    pretended(one("a"))
+    assert start().devices == [A]
+    assert (tmp_path / f"segpipe-gpu-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+
+
+def test_files_of_dead_jobs_are_removed(pretended, start, tmp_path):
+    pretended(one("a"))
+    for _ in range(3):
+        job = start()
+        assert job.devices == [A]
+        job.kill()
+    assert len(list(tmp_path.glob("segpipe-gpu-*/*.json"))) == 1
+
+
+def test_a_gpu_that_others_use_is_said(pretended, start):
+    pretended(one("a", 10, used_gb=9))
+    job = start()
+    assert job.devices == [A]
+    assert "GPU 0 (NVIDIA T, 10 GB): others use 9 GB of it, and no GPU here has more room" in job.said
+
+
+# ---- a process and its lease -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(pretended, monkeypatch, start):
+    """Let this process have a lease, as long as the test runs."""
+    monkeypatch.setattr(lease, "_held", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    yield
+    if lease._held is not None:
+        os.close(lease._held.lock)
+
+
+@pytest.mark.usefixtures("held")
+def test_a_process_keeps_what_it_has(pretended):
+    pretended(one("a"), one("b"))
+    first = lease.take(1, GB, number=1)
+    assert [gpu.uuid for gpu in first] == [os.environ["CUDA_VISIBLE_DEVICES"]] == [B]
+    assert lease.take(2, 3 * GB) == first
+    assert "(3 GB)" in str(lease._held.claim)
+    named = {"index": 1, "name": "NVIDIA T", "uuid": B, "bytes": 24 * 10**9}
+    assert device.facts(torch.device("cuda")) == {"device": "cuda", "gpus": [named]}
+    assert device.facts(torch.device("cpu")) == {"device": "cpu", "gpus": []}
+
+
+@pytest.mark.usefixtures("held")
+def test_others_leave_what_they_do_not_promise_to_take(pretended, start):
+    pretended(one("a", 40))
+    assert lease.left_bytes() is None
+    lease.take(1, 8 * GB)
+    assert lease.left_bytes() is None  # alone
+    assert start(gb=10).devices == [A]
+    assert lease.left_bytes() == pytest.approx((0.95 * 40 - 10.6 - 0.6) * GB)
+    lease.promise(30 * GB)
+    second = start(gb=1)
+    wait_until(lambda: second.waits)
+    lease.promise(8 * GB)
+    assert second.devices == [A]
+
+
+@pytest.mark.usefixtures("held")
+def test_free_is_what_others_neither_have_nor_may_take(pretended, start, monkeypatch):
+    pretended(one("a", 40))
+    free = [30 * 10**9]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (free[0], 40 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda on: 2 * 10**9)
+    on = torch.device("cuda")
+    assert device.free_bytes(on) == free[0]
+    lease.take(1, 8 * GB)
+    assert device.free_bytes(on) == free[0]
+    assert start(gb=10).devices == [A]
+    assert device.free_bytes(on) == pytest.approx((0.95 * 40 - 10.6 - 0.6 - 2) * GB)
+    free[0] = 10**9
+    assert device.free_bytes(on) == free[0]
+
+
+# ---- the device of a job ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """What is asked of the lease, by jobs whose torch has CUDA."""
+    asked = []
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(lease, "take", lambda *arguments: asked.append(arguments) or [gpu("a")])
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return asked
+
+
+def reserve(name, n=1):
+    return device.reserve(params(runtime__device=name).runtime, 8 * GB, n)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "used"),
+    [
+        ("auto", [(1, 8 * GB, None)], "auto"),
+        ("cuda", [(1, 8 * GB, None)], "cuda"),
+        ("cuda:1", [(1, 8 * GB, 1)], "cuda"),  # the only one that CUDA sees then
+        ("cpu", [], "cpu"),
+        ("mps", [], "mps"),
+    ],
+)
+def test_a_job_leases_what_its_settings_name(taken, name, asked, used):
+    assert reserve(name) == used
+    assert taken == asked
+
+
+def test_a_launcher_leases_for_all_ranks(taken):
+    reserve("auto", n=3)
+    assert taken == [(3, 8 * GB, None)]
+
+
+@pytest.mark.parametrize(("name", "used"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cpu", "cpu")])
+def test_a_rank_has_the_device_of_its_number(taken, monkeypatch, name, used):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert reserve(name) == used
+    assert taken == []
+
+
+def test_nothing_is_leased_without_cuda_or_where_it_runs_already(taken, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert reserve("auto") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert reserve("cuda:1") == "cuda:1"
+    assert taken == []
+
+
+def test_a_notebook_leases_nothing(taken):
+    device.use("cpu")
+    assert taken == []
+
+
+# ---- the workflow ----------------------------------------------------------------------------------------------------
+
+NOTE = """
+import os, time
+def note(training, row):
+    with open("noted", "a") as file:
+        file.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()} {time.time()}\\n")
+"""
+
+
+def test_folds_train_side_by_side_each_on_its_gpu(copy: Project, pretended):
+    """Three trainings on two GPUs, with nothing set."""
+    pretended(one("a", 10), one("b", 10))
+    (copy.folder / "own.py").write_text(NOTE)
+    copy.set("train.callbacks", ["own:note"])
+    copy.set("runtime.device", "auto")
+    models = [f"results/3d_fullres/fold_{fold}/checkpoint_final.pth" for fold in (0, 1, "all")]
+    output = run([*copy.command(*models, "--set-threads", "train=1"), "--cores", "4"], copy.folder)
+    times: dict[str, dict[str, list[float]]] = {A: {}, B: {}}
+    for line in (copy.folder / "noted").read_text().splitlines():
+        on, pid, at = line.split()
+        times[on].setdefault(pid, []).append(float(at))
+    spans = {on: [(min(of_job), max(of_job)) for of_job in jobs.values()] for on, jobs in times.items()}
+    assert sorted(map(len, spans.values())) == [1, 2]
+    assert all(follow_each_other(on) for on in spans.values())
+    assert 'Provided resources: gpu=Resource("gpu", 2)' in output
+    assert "computes on GPU 1 (NVIDIA T, 10 GB)" in output
+    assert "waiting for" not in output  # Snakemake has started two at a time
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--resources", "gpu=5"], ["5"]), (["--jobs", "9"], [])],  # with --jobs it may be a cluster
+)
+def test_the_number_of_gpus_may_be_said_and_is_not_known_of_a_cluster(fresh: Project, pretended, arguments, expected):
+    pretended(one("a"), one("b"))
+    fresh.snakefile = fresh.folder / "Snakefile"
+    fresh.snakefile.write_text(f'include: "{REPO}/workflow/rules/common.smk"\nrule all:\n    shell: "true"\n')
+    fresh.set("runtime.device", "auto")
+    assert re.findall(r'Provided resources: gpu=Resource\("gpu", (\d+)\)', fresh.snakemake(*arguments)) == expected
