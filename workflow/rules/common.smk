@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from segpipe import digest, plugins
+from segpipe import digest, gpus, plugins
 from segpipe import params as params_yaml
 from segpipe.data import dataset, download, given_splits, labels, phantoms
 from segpipe.errors import SegpipeError, problem
@@ -40,6 +40,12 @@ if config != yaml.safe_load(Path("params.yaml").read_text()):
             cure="edit params.yaml",
         )
     )
+
+# A job per GPU of this machine, unless a profile or `--resources gpu=N` says how many there are. Not where `--jobs` may
+# mean a cluster, whose nodes have GPUs of their own; a job on a node is part of a workflow that decided it.
+if workflow.is_main_process and workflow.resource_settings.nodes is None:
+    if "gpu" not in workflow.global_resources:
+        workflow.register_resource("gpu", gpus.jobs_at_a_time(PARAMS.runtime.device))
 
 # `python` in a rule is the one that runs Snakemake, also where no environment is activated.
 shell.prefix(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; ')
