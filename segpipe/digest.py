@@ -33,6 +33,10 @@ REPORT_BYTES = 256  # of what a lock file says
 _listed: dict[Path, tuple[float, list[str]]] = {}  # of an absolute path: when it was listed, its temporary names
 
 
+class Busy(SegpipeError):
+    """Another process holds the lock, and this one is not to wait for it."""
+
+
 def of(value: Any) -> str:
     """Identity of plain data (dicts, lists, strings, numbers): 16 hex digits, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -151,9 +155,9 @@ def exclusive(lock: Path, doing: str) -> Iterator[Callable[[str], None]]:
     """Hold `lock` for the block; yields a function that says there how far the work is.
 
     A second writer waits: the first may be the orphan of a killed Snakemake, which still does the same work. Under
-    Slurm the waiting job would hold its device for nothing, so it stops with an error and is retried later.
+    Slurm the waiting job would hold its device for nothing, so it stops with an error and is requeued (cli/requeue.py).
 
-    Raises SegpipeError under Slurm when the lock is taken.
+    Raises Busy under Slurm when the lock is taken.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()
@@ -177,7 +181,7 @@ def _acquire(file: IO[str], lock: Path, poll_s: float = 1.0, remind_s: float = 6
             file.seek(0)
             holder = file.read().strip() or "another process"
             if "SLURM_JOB_ID" in os.environ:
-                raise SegpipeError(f"{lock.parent} is being written by {holder}") from None
+                raise Busy(f"{lock.parent} is being written by {holder}") from None
             if time.monotonic() - reminded >= remind_s:
                 log.info("%s is being written by %s; waiting for it to end", lock.parent, holder)
                 reminded = time.monotonic()

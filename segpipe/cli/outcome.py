@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from segpipe import digest
+from segpipe.cli import requeue
 from segpipe.errors import SegpipeError, problem
 
 log = logging.getLogger("segpipe")
@@ -65,9 +67,19 @@ def require_file(path: Path | None) -> None:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """Bad input exits with 2 and one readable message, an unexpected error with 1 and a traceback."""
+    """Bad input exits with 2 and one readable message, an unexpected error with 1 and a traceback.
+
+    Under Slurm a job that came too early, or ran out of time, is requeued.
+    """
     try:
         yield
+    except SystemExit as end:
+        requeue.when_time_is_up(end.code)
+        raise
+    except digest.Busy as error:
+        log.error("%s", error)
+        requeue.when_busy()
+        sys.exit(2)
     except SegpipeError as error:
         log.error("%s", error)
         sys.exit(2)
