@@ -7,6 +7,7 @@ and ends as the rank did that failed first.
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from logging import CRITICAL, getLogger
 from typing import Any
@@ -40,33 +41,35 @@ def ranks(n: int, threads: int | None) -> None:
     threads : CPU threads of the whole job; None for what OMP_NUM_THREADS says, or one per core
     Exits as the rank that failed first, with 128 + its number after a signal.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException  # noqa: PLC0415  # seconds
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException  # noqa: PLC0415  # seconds
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.launcher import LaunchConfig, elastic_launch  # noqa: PLC0415
 
     given = threads or int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(max(1, given // n))
     getLogger("torch.distributed").setLevel(CRITICAL)  # what it says of signals and dead ranks is said below
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=n,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=0,
-        monitor_interval=LOOKING_S,
-        signals_to_handle=SIGNALS,
-        shutdown_timeout=SAVING_S,
-    )
     log.info("%d ranks of %s threads each", n, os.environ["OMP_NUM_THREADS"])
-    try:
-        elastic_launch(config, sys.executable)("-u", *sys.argv)
-    except SignalException as asked:
-        sys.exit(128 + asked.sigval)
-    except ChildFailedError as error:
-        _explain(error.failures, n)
+    with tempfile.TemporaryDirectory(prefix="segpipe-ranks-") as notes:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=n,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=LOOKING_S,
+            signals_to_handle=SIGNALS,
+            shutdown_timeout=SAVING_S,
+            logs_specs=DefaultLogsSpecs(log_dir=notes),  # or it would leave them in the temporary folder
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", *sys.argv)
+        except SignalException as asked:
+            sys.exit(128 + asked.sigval)
+        except ChildFailedError as error:
+            _explain(error.failures, n)
 
 
 def _explain(failures: dict[int, Any], n: int) -> None:
