@@ -1,13 +1,17 @@
 """What only a CUDA device can show: the same batches from every tier, no waiting, the same bits again, memory."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import Project, tiny_params
+from conftest import Project, environment, tiny_params
 from memory import feed_of, run, store, training, weights
 from tiny import params, planned
 
+from segpipe import gpus
 from segpipe.training import tiers
 from segpipe.training.feed import ahead, arriving
 from segpipe.training.loop import train_step
@@ -152,6 +156,43 @@ def test_the_training_of_params_starts_on_the_device():
     assert feed.held.choice.tier == "device"
     assert all(case.image.is_cuda for case in feed.held.cases.values())
     assert isinstance(feed.stream, torch.cuda.Stream)
+
+
+LEASED = """
+import sys, torch
+from tiny import params
+from segpipe import device, gpus
+before = len(gpus.visible())
+on = device.start(params(runtime__device=sys.argv[1]).runtime, 1e9)
+block = torch.zeros(2**28, dtype=torch.uint8, device=on)
+uuid = torch.cuda.get_device_properties(on).uuid
+(gpu,) = gpus.visible()
+assert torch.cuda.device_count() == 1
+assert gpu.uuid.removeprefix("GPU-") == str(uuid), (gpu, uuid)
+assert abs(gpu.total_bytes - torch.cuda.mem_get_info(on)[1]) < 0.05 * gpu.total_bytes
+assert gpu.used_bytes >= 2**28
+print(before, gpu.uuid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_job_computes_on_the_device_that_it_has_leased(tmp_path):
+    """Jobs find devices of their own as far as there are any, then share one; NVML and CUDA agree on them."""
+    env = {**environment(), "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    n_visible = len(gpus.visible())
+    names = ["auto", *["cuda"] * (n_visible - 1), "cuda:0"]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEASED, name], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    said = [job.stdout.readline().split() for job in jobs]
+    for job in jobs:
+        job.communicate()
+        assert job.returncode == 0
+    assert {int(n) for n, _ in said} == {n_visible}
+    assert len({uuid for _, uuid in said}) == n_visible
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
