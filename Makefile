@@ -18,6 +18,9 @@ run: $(INSTALLED) ## prepare, train, validate and ensemble fold 0 of what params
 test: $(INSTALLED) ## the tests
 	$(BIN)/python -m pytest
 
+slurm: $(INSTALLED) ## the plugin that profiles/slurm needs
+	$(BIN)/python -m pip install --requirement requirements.lock --requirement requirements-slurm.lock
+
 lint: $(INSTALLED) ## style, types, and whether dvc.yaml still says what the rules say
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +48,4 @@ $(INSTALLED): requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
-.PHONY: help run test lint lock
+.PHONY: help run test slurm lint lock
