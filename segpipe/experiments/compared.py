@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segpipe import params as params_yaml
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.evaluation import intervals, summary
 from segpipe.experiments import fair, found, pairs, settings
@@ -45,11 +46,12 @@ class Comparison:
 
     def names(self, line: Line) -> dict[str, str]:
         """The classes of a result, by what summary.json calls them. nnU-Net's has no names: they are those of the
-        reference where it has the same number of classes.
+        first result, the reference before all others, that has as many classes.
         """
-        reference = self.lines[self.reference].result
-        other = reference.classes if reference.keys == line.result.keys else {}
-        return {key: line.result.classes.get(key, other.get(key, key)) for key in line.result.keys}
+        results = [self.lines[self.reference].result, *(line.result for line in self.lines)]
+        alike = (result.classes for result in results if result.classes and result.keys == line.result.keys)
+        names = line.result.classes or next(alike, {})
+        return {key: names.get(key, key) for key in line.result.keys}
 
 
 def read(paths: Sequence[Path], only_finished: bool) -> tuple[list[Result], list[str]]:
@@ -114,8 +116,8 @@ def _settings(results: Sequence[Result]) -> dict[str, dict[int, Any]]:
 def _known(result: Result) -> Json:
     """The settings that a result follows from, with paths as they are from here."""
     sections = {**(result.params or {}), **result.recorded}
-    blocks = dict(settings.flat({name: block for name, block in sections.items() if name not in NOT_OF_RESULTS}))
-    paths = {
-        key: os.path.normpath(Path(result.name, path)) for key in PATHS if isinstance(path := blocks.get(key), str)
-    }
-    return {**blocks, **paths}
+    known = {name: block for name, block in sections.items() if name not in NOT_OF_RESULTS}
+    for key, path in settings.flat(known):
+        if key in PATHS and isinstance(path, str):
+            known = params_yaml.put(known, key, os.path.normpath(result.folder / path))
+    return known

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -189,7 +190,7 @@ def _nothing(path: Path) -> SegpipeError:
         found, cure = "no such file or folder", "correct the path"
     elif (path / PARAMS_FILE).is_file():
         found = "an experiment that has not come to a summary"
-        cure = f"run: snakemake --cores all --directory {path}; or leave it out with --only-finished"
+        cure = f"run: snakemake --cores all --directory {shlex.quote(str(path))}; or leave it out with --only-finished"
     else:
         found, cure = "neither an experiment nor a summary", "leave it out"
     return SegpipeError(problem("no results", where=path, found=found, expected=expected, cure=cure))

@@ -19,14 +19,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a mean over cases: a result's less the reference's.
+    """Of a mean over cases: a result's less the reference's; None where both have a number in no case.
 
     low, high : interval of it; None with fewer than two cases
     p : Wilcoxon signed-rank test, two-sided; None where no case differs
     n : cases in which both have a number; left_out : those in which one has and the other has not
     """
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     p: float | None
@@ -57,7 +57,7 @@ def differences(reference: Result, result: Result, metric: str, settings: Evalua
     if len(keys) == len(reference.keys) == len(result.keys):
         of_means = intervals.mean_of_known(drawn[1]) - intervals.mean_of_known(drawn[0])
         found[FOREGROUND] = _difference(steps, of_means, np.any(one_sided, axis=1), settings)
-    return {key: one for key, one in found.items() if one is not None}
+    return {key: one for key, one in found.items() if one.n or one.left_out}
 
 
 def _values(result: Result, cases: Sequence[str], keys: Sequence[str], metric: str) -> Floats:
@@ -65,11 +65,11 @@ def _values(result: Result, cases: Sequence[str], keys: Sequence[str], metric: s
     return np.array([[result.cases[case][key].get(metric) for key in keys] for case in cases], np.float64)
 
 
-def _difference(steps: Floats, drawn: Floats, left_out: Any, settings: Evaluate) -> Difference | None:
+def _difference(steps: Floats, drawn: Floats, left_out: Any, settings: Evaluate) -> Difference:
     """steps : (cases, classes) of each case; drawn : of the means of each draw; left_out : of each case, whether"""
     of_classes = [of_class[np.isfinite(of_class)].mean() for of_class in steps.T if np.isfinite(of_class).any()]
     if not of_classes:
-        return None
+        return Difference(None, None, None, None, 0, int(left_out.sum()))
     of_cases = np.array([case[np.isfinite(case)].mean() for case in steps if np.isfinite(case).any()])
     low, high = None, None
     if len(of_cases) > 1:

@@ -80,24 +80,30 @@ def _folds(line: Line) -> str:
 
 
 def _differences(comparison: Comparison) -> Table:
-    head = ["", "cases", *(cell for metric in COMPARED for cell in (HEADS[metric], _level(comparison), "p"))]
+    head = ["", "cases", *(cell for metric in COMPARED for cell in (HEADS[metric], _level(comparison))), "p"]
     rows = []
     for number, line in _numbered(comparison):
         found = {metric: line.differences.get(metric, {}).get(FOREGROUND) for metric in COMPARED}
         counts = [one.n for one in found.values() if one]
-        if counts:
+        if any(counts):
+            of_dice = found["Dice"] and found["Dice"].p
             cells = [cell for metric, one in found.items() for cell in _difference(one, metric)]
-            rows.append([number, str(max(counts)), *cells])
+            rows.append([number, str(max(counts)), *cells, NONE if of_dice is None else f"{of_dice:.2g}"])
     return _without_empty(
-        Table(f"Difference to {comparison.reference + 1}, over the cases that both have", head, rows, 1)
+        Table(
+            f"Difference to {comparison.reference + 1}, over the cases that both have; p of Dice (Wilcoxon)",
+            head,
+            rows,
+            1,
+        )
     )
 
 
 def _difference(one: Difference | None, metric: str) -> list[str]:
-    if one is None:
-        return [NONE] * 3
-    between = NONE if one.low is None else f"{_signed(one.low, metric)} to {_signed(one.high, metric)}"
-    return [_signed(one.value, metric), between, NONE if one.p is None else f"{one.p:.2g}"]
+    if one is None or one.value is None:
+        return [NONE] * 2
+    between = NONE if one.low is None else f"{_signed(one.low, metric, 1)} to {_signed(one.high, metric, 1)}"
+    return [_signed(one.value, metric), between]
 
 
 def _by_class(comparison: Comparison) -> Table:
@@ -117,7 +123,7 @@ def _by_class(comparison: Comparison) -> Table:
 
 
 def _marked(one: Difference | None) -> str:
-    if one is None:
+    if one is None or one.value is None:
         return f"{NONE} "
     apart = one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
     return _signed(one.value, "Dice") + ("*" if apart else " ")
@@ -142,8 +148,8 @@ def _number(value: float | None, metric: str) -> str:
     return NONE if value is None else f"{value:.{DECIMALS[metric]}f}"
 
 
-def _signed(value: float | None, metric: str) -> str:
-    return NONE if value is None else f"{value:+.{DECIMALS[metric]}f}"
+def _signed(value: float | None, metric: str, rounded: int = 0) -> str:
+    return NONE if value is None else f"{value:+.{DECIMALS[metric] - rounded}f}"
 
 
 def _short(text: str) -> str:
