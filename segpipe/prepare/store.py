@@ -110,17 +110,25 @@ def _manifest(store: "Store") -> dict[str, Any]:
 
 def _make(store: "Store", runtime: Runtime) -> None:
     """Make the cases whose stored digest is not the wanted one. A lock keeps a second process from the same work."""
+    if not any(_missing(store)):  # the jobs of all folds come at once, and are not to find the lock taken
+        return
     folder, wanted = store.folder, store.wanted
     with digest.exclusive(folder.parent / ".lock", f"preprocessing {store.configuration}"):
-        missing = [case for case in wanted if twins.record_of(folder, case, wanted[case]) is None]
+        missing, segmented = _missing(store)
         others = twins.folders(folder, runtime.share_cases_with)
         with ThreadPoolExecutor(store.cases.at_once(runtime.threads)) as pool:
             linked = sum([job.result() for job in [pool.submit(_make_case, store, case, others) for case in missing]])
-            for job in [pool.submit(_make_previous, store, case) for case in store.previous]:
+            for job in [pool.submit(_make_previous, store, case) for case in segmented]:
                 job.result()
     if missing:
         made = len(missing) - linked
         log.info("%s: %d cases preprocessed, %d were there", store.configuration, made, len(wanted) - made)
+
+
+def _missing(store: "Store") -> tuple[list[str], list[str]]:
+    """The cases that are not stored as wanted; those without what the stage before segmented of them."""
+    cases = [case for case in store.wanted if twins.record_of(store.folder, case, store.wanted[case]) is None]
+    return cases, [case for case in store.previous if not _has_previous(store, case)]
 
 
 def _make_case(store: "Store", case: str, others: Sequence[Path]) -> bool:
@@ -148,12 +156,20 @@ def _make_case(store: "Store", case: str, others: Sequence[Path]) -> bool:
     return False
 
 
+def _previous_files(store: "Store", case: str) -> tuple[Path, Path, str]:
+    """Array and record of what the stage before segmented of a case, and what the record has to say."""
+    target, record = (store.folder / f"{case}.previous.{ending}" for ending in ("npy", "json"))
+    return target, record, digest.of([store.wanted[case], store.previous[case]["digest"]])
+
+
+def _has_previous(store: "Store", case: str) -> bool:
+    target, record, wanted = _previous_files(store, case)
+    return target.exists() and record.exists() and digest.read_json(record) == wanted
+
+
 def _make_previous(store: "Store", case: str) -> None:
     """Put what the stage before segmented onto the grid of a stored case."""
-    target, record = (store.folder / f"{case}.previous.{ending}" for ending in ("npy", "json"))
-    wanted = digest.of([store.wanted[case], store.previous[case]["digest"]])
-    if target.exists() and record.exists() and digest.read_json(record) == wanted:
-        return
+    target, record, wanted = _previous_files(store, case)
     file = Path(store.previous[case]["file"])
     if not file.exists() or digest.of_file(file) != store.previous[case]["digest"]:
         raise SegpipeError(
