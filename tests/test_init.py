@@ -113,12 +113,14 @@ def test_files_of_the_source_and_given_ones_are_found(key: str, project: Path, m
 
 
 def test_dots_are_counted_from_where_a_link_leads(project: Path, tmp_path: Path) -> None:
-    (tmp_path / "large/disk").mkdir(parents=True)
-    (project / "experiments").symlink_to(tmp_path / "large/disk")
+    (tmp_path / "large/deep/disk").mkdir(parents=True)
+    (project / "experiments").symlink_to(tmp_path / "large/deep/disk")
     set_in_source(dataset="data/raw/Dataset001_Own")
     init("experiments/a")
-    assert made()["dataset"] == "../../../project/data/raw/Dataset001_Own"
+    assert made()["dataset"] == "../../../../project/data/raw/Dataset001_Own"
     assert os.path.realpath(Path("experiments/a", made()["dataset"])) == str(project / "data/raw/Dataset001_Own")
+    init("experiments/b", "--from", "experiments/a")
+    assert made("experiments/b") == made("experiments/a")
 
 
 @pytest.mark.parametrize(
