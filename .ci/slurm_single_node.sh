@@ -39,6 +39,7 @@ configure() {
 	echo "NodeName=$host Name=gpu File=$folder/nvidia[0-1]" > "$folder/gres.conf"
 	# config_overrides: CPUs and memory as named here, so that the profile's requests fit on a small machine.
 	# cred_expire: a job that is requeued starts again when its old credential has expired (two minutes by default).
+	# A partition with PreemptMode=OFF preempts nothing either.
 	# MinJobAge: how long squeue knows a finished job; the plugin needs three times its first wait.
 	cat > "$folder/slurm.conf" <<- END
 		ClusterName=sandbox
@@ -76,7 +77,7 @@ configure() {
 		NodeName=$host NodeAddr=127.0.0.1 CPUs=32 RealMemory=131072 Gres=gpu:2 State=UNKNOWN
 		PartitionName=main Nodes=$host Default=YES PriorityTier=1 PreemptMode=OFF
 		PartitionName=low Nodes=$host PriorityTier=1 PreemptMode=REQUEUE
-		PartitionName=high Nodes=$host PriorityTier=10 PreemptMode=OFF
+		PartitionName=high Nodes=$host PriorityTier=10 PreemptMode=REQUEUE
 	END
 }
 

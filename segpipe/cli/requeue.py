@@ -15,7 +15,7 @@ log = getLogger(__name__)
 # profiles/slurm has Slurm send SIGUSR1 before the time limit. SIGTERM is what cancels: that job shall not come back.
 TIME_IS_UP = 128 + signal.SIGUSR1
 # Less work than this before the limit is a limit too short: the job fails, and Snakemake's retries are counted.
-LEAST_WORK_S = 20
+LEAST_WORK_S = 10
 _started_s = time.monotonic()
 
 
