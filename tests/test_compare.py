@@ -323,6 +323,14 @@ def test_what_has_no_results_is_named_all_at_once(
         compare("absent", "--only-finished")
 
 
+def test_a_case_of_two_folds_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    folder = Path(experiment("a", dice(1)))
+    shutil.copytree(folder / "results/fold_0", folder / "results/fold_2")
+    with pytest.raises(SystemExit):
+        compare(folder)
+    assert "cases that come twice\n  where:    experiments/a\n  found:    a, b, c" in caplog.text
+
+
 # what is shown
 
 

@@ -133,11 +133,20 @@ def _result(path: Path, contents: Mapping[Path, Json], params: Json | None) -> R
     members = _members(contents)
     made = next(iter(members.values()), first)
     identities = [content.get("identity", {}) for content in contents.values()]
+    names = [_case(row) for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        found, cure = ", ".join(twice), "name the folds' summary.json, one by one"
+        raise SegpipeError(
+            problem("cases that come twice", where=path, found=found, expected="each case in one fold", cure=cure)
+        )
     fold_of = {_case(row): fold for row in rows if (fold := _fold(row["prediction_file"]))}
     return Result(
         name=str(path),
         of=" + ".join(members) or str(first.get("configuration", "-")),
-        cases={_case(row): {key: _numbers(values) for key, values in row["metrics"].items()} for row in rows},
+        cases={
+            name: {key: _numbers(values) for key, values in row["metrics"].items()}
+            for name, row in zip(names, rows, strict=True)
+        },
         fold_of=fold_of,
         classes=_names(first.get("labels")),
         identity=identities[0],
