@@ -126,11 +126,13 @@ def check(params: Params, labels: Labels | None) -> None:
 
 
 def _range_problems(params: Params, labels: Labels | None) -> Iterator[str]:
-    known = list(_keys(params))
+    existing = [key for name in ("train", "plan") for key in _paths(name, section(params, name))]
+    known = [key for key in existing if key.startswith(PLANNED if key.startswith("plan.") else "train.")]
+    known = [key for key in known if not key.startswith(FIXED)]
     for key, given in params.search.ranges.items():
         where = f"params.yaml: search.ranges.{key}"
         if key not in known:
-            yield _no_such_key(key, known, where)
+            yield _no_such_key(key, known, existing, where)
             continue
         shape = _shape_problem(given)
         if shape:
@@ -148,12 +150,12 @@ def _range_problems(params: Params, labels: Labels | None) -> Iterator[str]:
 CURE = "correct the range; the comment beside the setting says what it takes"
 
 
-def _no_such_key(key: str, known: list[str], where: str) -> str:
-    if key.startswith(FIXED):
-        expected = "a setting that changes how is trained"
-        cure = "fix it for all trials: it changes how they are measured or compared"
+def _no_such_key(key: str, known: list[str], existing: list[str], where: str) -> str:
+    if key in existing:
+        expected = "a setting that changes how is trained, on the same cases"
+        cure = "fix it for all trials: it changes how they are measured, or how cases are prepared"
         return problem("a setting that cannot be varied", where=where, found=key, expected=expected, cure=cure)
-    near = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.5)
+    near = [name for name in known if name.endswith(f".{key}")] or difflib.get_close_matches(key, known, 1, 0.75)
     cure = f"did you mean {near[0]!r}?" if near else "give the whole key, as train.optimiser.learning_rate"
     expected = f"a key of `train`, or one of {', '.join(PLANNED)}"
     return problem("no setting that can be varied", where=where, found=key, expected=expected, cure=cure)
@@ -208,14 +210,6 @@ def _measure_problems(params: Params, classes: list[str]) -> Iterator[str]:
         found, expected = f"{measure}, with {', '.join(of_loss)} varied", "a measure that means the same in all trials"
         cure = "measure a Dice, dice_ema say, or leave the loss as it is"
         yield problem("losses that cannot be compared", where=where, found=found, expected=expected, cure=cure)
-
-
-def _keys(params: Params) -> Iterator[str]:
-    """All settings that can be varied, blocks as well."""
-    for name in ("train", "plan"):
-        for key in _paths(name, section(params, name)):
-            if key.startswith(PLANNED) or (name == "train" and not key.startswith(FIXED)):
-                yield key
 
 
 def _paths(prefix: str, block: Mapping[str, Any]) -> Iterator[str]:

@@ -100,6 +100,7 @@ class Search:
         for one in self.trials:
             lock = locks.claimed(self._lock(one.number)) if one.state == TrialState.RUNNING else None
             if lock is not None and self.trials[one.number].state == TrialState.RUNNING:
+                log.info("trial %d: goes on, another job has left it", one.number)
                 self.study.sampler = self._sampler(one.number)  # for values that the other job did not come to draw
                 return self._taken(optuna.Trial(self.study, one._trial_id), lock)
             if lock is not None:
