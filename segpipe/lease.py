@@ -27,6 +27,7 @@ log = getLogger(__name__)
 CONTEXT_BYTES = 600e6  # what CUDA and its libraries take of a device for a process, beside its tensors
 SHARED = 0.95  # of a device's memory that jobs which share it may keep within: the rest is lost between their blocks
 IDLE = 0.1  # of a device's memory that may be used without a job being on it: a desktop, the driver
+LEAVING_S = 3.0
 POLL_S, REMIND_S = 0.5, 60.0
 JOB_CHARACTERS = 80  # of a command line, for messages
 
@@ -124,10 +125,12 @@ def left_bytes() -> float | None:
     return max(0, min(SHARED * gpu.total_bytes - cost - CONTEXT_BYTES for gpu, cost in shared)) if shared else None
 
 
-def choose(claim: Claim, devices: Sequence[Gpu], others: Sequence[Claim]) -> list[Gpu]:
+def choose(claim: Claim, devices: Sequence[Gpu], others: Sequence[Claim], free_s: float) -> list[Gpu]:
     """The devices that a job gets now: as many as it wants, or none.
 
     One on which processes that have no claim leave too little is taken only where there is no job to wait for.
+
+    free_s : for how long there has been none; who was killed may not have given its memory back yet
     """
     before = {uuid for one in others if not one.taken and one.since_ns < claim.since_ns for uuid in one.wanted}
     free = [gpu for gpu in devices if gpu.uuid not in before]
@@ -136,7 +139,7 @@ def choose(claim: Claim, devices: Sequence[Gpu], others: Sequence[Claim]) -> lis
     roomy = [gpu for gpu in empty if _is_idle(gpu) or _fits(claim, gpu, gpu.used_bytes)]
     shared = [gpu for gpu in free if costs[gpu.uuid] and _fits(claim, gpu, max(costs[gpu.uuid], gpu.used_bytes))]
     usable = [*roomy, *sorted(shared, key=lambda gpu: costs[gpu.uuid] - gpu.total_bytes)]
-    if len(usable) < claim.n and not any(costs.values()):
+    if len(usable) < claim.n and not any(costs.values()) and free_s >= LEAVING_S:
         usable = sorted(empty, key=lambda gpu: gpu.used_bytes - gpu.total_bytes)
     return usable[: claim.n] if len(usable) >= claim.n else []
 
@@ -162,19 +165,21 @@ def _candidates(n: int, number: int | None) -> list[Gpu]:
 
 def _waited(n: int, n_bytes: float, number: int | None) -> _Own:
     """A claim that has its devices."""
-    own, reminded = None, -REMIND_S
+    own, reminded, free_since = None, -REMIND_S, time.monotonic()
     try:
         while True:
             found = _candidates(n, number)
             with _alone() as folder:
                 own = own or _claimed(folder, n, n_bytes, found)
                 others = _others(own)
-                own.devices = tuple(choose(own.claim, found, others))
+                if any(_promised(gpu, others) for gpu in found):
+                    free_since = time.monotonic()
+                own.devices = tuple(choose(own.claim, found, others, time.monotonic() - free_since))
                 own.write(taken=tuple(gpu.uuid for gpu in own.devices))
             if own.devices:
                 _say(own, others)
                 return own
-            if time.monotonic() - reminded >= REMIND_S:
+            if others and time.monotonic() - reminded >= REMIND_S:
                 log.info("waiting for %s", _who_is_before(own.claim, found, others))
                 reminded = time.monotonic()
             time.sleep(POLL_S)

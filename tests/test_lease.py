@@ -20,6 +20,7 @@ from pretended_driver import nvml
 from tiny import params
 
 from segpipe import device, gpus, lease
+from segpipe.cli import launch
 from segpipe.errors import SegpipeError
 from segpipe.gpus import Gpu
 from segpipe.lease import Claim
@@ -207,7 +208,13 @@ def claim(taken="", gb=8.0, n=1, since=5, wanted="abc"):
     ],
 )
 def test_a_job_gets(what, own, devices, others, expected):
-    assert "".join(chosen.uuid for chosen in lease.choose(own, devices, others)) == expected, what
+    assert "".join(chosen.uuid for chosen in lease.choose(own, devices, others, lease.LEAVING_S)) == expected, what
+
+
+def test_what_a_killed_job_may_still_give_back_is_waited_for():
+    used = [gpu("a", used_gb=20)]
+    assert lease.choose(claim(), used, [], free_s=0) == []
+    assert lease.choose(claim(), used, [], free_s=lease.LEAVING_S) == used
 
 
 def follow_each_other(spans):
@@ -368,8 +375,15 @@ def test_files_of_dead_jobs_are_removed(pretended, start, tmp_path):
 
 
 def test_a_gpu_that_others_use_is_said(pretended, start):
-    pretended(one("a", 10, used_gb=9))
+    pretended(one("a", 10))
+    first = start()
+    assert first.devices == [A]
     job = start()
+    wait_until(lambda: job.waits)
+    pretended(one("a", 10, used_gb=9))
+    first.kill()
+    time.sleep(1)
+    assert "computes" not in job.said
     assert job.devices == [A]
     assert "GPU 0 (NVIDIA T, 10 GB): others use 9 GB of it, and no GPU here has more room" in job.said
 
@@ -444,8 +458,8 @@ def taken(monkeypatch):
     return asked
 
 
-def reserve(name, n=1):
-    return device.reserve(params(runtime__device=name).runtime, 8 * GB, n)
+def reserve(name):
+    return device.reserve(params(runtime__device=name).runtime, 8 * GB)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +478,7 @@ def test_a_job_leases_what_its_settings_name(taken, name, asked, used):
 
 
 def test_a_launcher_leases_for_all_ranks(taken):
-    reserve("auto", n=3)
+    launch.reserve_gpus(params(runtime__device="auto", runtime__num_gpus=3))
     assert taken == [(3, 8 * GB, None)]
 
 

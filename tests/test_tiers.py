@@ -9,7 +9,7 @@ import torch
 from memory import feed_of, run, store, training, weights
 from tiny import labels_of, params, planned, random_case
 
-from segpipe import device, gpus
+from segpipe import device, gpus, lease
 from segpipe.errors import SegpipeError
 from segpipe.training import tiers
 from segpipe.training.held import HeldCase, Place
@@ -190,10 +190,12 @@ def full_after(monkeypatch):
 def test_a_device_that_is_full_after_all_is_left_for_the_next_tier(full_after, monkeypatch, caplog, host_free, tier):
     monkeypatch.setattr(device, "available_bytes", lambda: host_free)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    emptied, promised = [], []
+    monkeypatch.setattr(lease, "promise", promised.append)
     caplog.set_level("INFO")
-    emptied = []
     full_after(3)
     held = tiers.hold(store(n_cases=6), [f"c{i}" for i in range(6)], params(), torch.device("cpu"))
+    assert promised == [8 * GB + held.room.dataset, 8 * GB]  # to those who share the device
     assert held.choice.tier == tier
     assert "the GPU was full before all cases were there" in caplog.records[-1].message
     assert len(held.cases) == 6
