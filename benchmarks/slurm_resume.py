@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ CONFIGURATION = "3d_fullres"
 # The profile, in the partition whose jobs may be preempted, and asking more often than a cluster would like.
 SANDBOX_PROFILE = {"slurm-init-seconds-before-status-checks": 3, "seconds-between-status-checks": 3}
 SANDBOX = Path(os.environ.get("SLURM_SANDBOX", "/tmp/segpipe_slurm"))
+WANTS_BOTH_GPUS = ("--partition=high", "--gpus=2", "--mem=100", "--output=/dev/null", "--wrap=sleep 5")
 PATIENCE_S = 900
 
 
@@ -100,9 +102,18 @@ def in_the_middle(folder: Path, folds: list[int], epochs: int) -> tuple[str, int
     """(job, fold) of a running training with some epochs done and some to do."""
     for job, (state, comment) in queue().items():
         fold = next((fold for fold in folds if comment == f"rule_train_wildcards_{CONFIGURATION}_{fold}"), None)
-        if state == "RUNNING" and fold is not None and 2 <= epochs_done(folder, fold) <= 0.6 * epochs:
+        if state != "RUNNING" or fold is None or not has_trained(folder, job, fold):
+            continue
+        if 2 <= epochs_done(folder, fold) <= 0.6 * epochs:
             return job, fold
     return None
+
+
+def has_trained(folder: Path, job: str, fold: int) -> bool:
+    """Whether the job has finished an epoch since it was last started; Snakemake removes the log at each start."""
+    log = folder / f"logs/train/{CONFIGURATION}/fold_{fold}.log"
+    started = datetime.fromisoformat(shell("squeue", "--noheader", "--format=%S", f"--jobs={job}").strip())
+    return log.exists() and log.stat().st_mtime > started.timestamp() and "\nepoch" in log.read_text()
 
 
 def restarts(job: str) -> int:
@@ -111,9 +122,11 @@ def restarts(job: str) -> int:
     return int(said.split("Restarts=")[1].split()[0])
 
 
-def requeued(job: str) -> bool:
-    """Whether the job waits to be started again, or has been."""
-    return queue().get(job, ("",))[0] == "PENDING" or (job in queue() and restarts(job) > 0)
+def wait_until_pending(job: str, act: Callable[[], Any]) -> None:
+    """Do something that takes a running job back into the queue, and wait until it is there or runs again."""
+    before = restarts(job)
+    act()
+    wait_for(f"job {job} requeued", lambda: queue()[job][0] == "PENDING" or restarts(job) > before)
 
 
 def kill_node() -> None:
@@ -189,8 +202,7 @@ class Disturbed:
         job, fold = self.hit()
         at = epochs_done(self.folder, fold)
         time.sleep(8)  # some work done: less than 10 s counts as a limit too short
-        shell("scontrol", "update", f"JobId={job}", "TimeLimit=2")
-        wait_for("the job requeued", lambda: requeued(job))
+        wait_until_pending(job, lambda: shell("scontrol", "update", f"JobId={job}", "TimeLimit=2"))
         shell("scontrol", "update", f"JobId={job}", "TimeLimit=60")
         self.note("time limit", fold, f"SIGUSR1 after epoch {at} or later; job {job} requeued itself")
 
@@ -198,8 +210,7 @@ class Disturbed:
         """A job of a higher partition that wants both GPUs."""
         job, fold = self.hit()
         at = epochs_done(self.folder, fold)
-        shell("sbatch", "--partition=high", "--gpus=2", "--mem=100", "--output=/dev/null", "--wrap=sleep 5")
-        wait_for("the job preempted", lambda: requeued(job))
+        wait_until_pending(job, lambda: shell("sbatch", *WANTS_BOTH_GPUS))
         self.note("preemption", fold, f"after epoch {at}; Slurm requeued job {job}")
 
     def reboot(self) -> None:
@@ -210,8 +221,7 @@ class Disturbed:
         since = time.monotonic()
         wait_for("the node down", node_is_down)
         down_s = time.monotonic() - since
-        revive_node()
-        wait_for("the job requeued", lambda: requeued(job))
+        wait_until_pending(job, revive_node)
         self.note("node reboot", fold, f"after epoch {at}; down noticed after {down_s:.0f} s; Slurm requeued job {job}")
 
     def lose_snakemake(self) -> None:
@@ -226,7 +236,7 @@ class Disturbed:
             lambda: next((one for one, (_, of) in queue().items() if of == comment and one != job), None),
         )
         outcome = f"job {job} went on; job {second} found the fold locked and requeued itself"
-        wait_for("the second job requeued", lambda: second not in queue() or restarts(second))
+        wait_for("the second job requeued", lambda: second not in queue() or restarts(second) > 0)
         self.note("SIGKILL of snakemake", fold, outcome)
 
 
