@@ -1,0 +1,80 @@
+"""`snakemake search` as it is called: two workers side by side, one of them killed, the same command once more."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+from conftest import Project, wait_until
+
+TRIALS, EPOCHS = 5, 6
+CALL = ("search", "--set-threads", "search_worker=1", "--resources", "gpu=2")
+ENDED = {1: "complete", 2: "pruned", 3: "fail"}  # in Optuna's journal
+
+
+def ended(project: Project) -> dict[int, str]:
+    """State of the trials that have ended, as the journal says at this moment."""
+    found = {}
+    for path in project.folder.glob("results/search/*/journal.log"):
+        entries = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        found = {
+            one["trial_id"]: ENDED[one["state"]] for one in entries if one["op_code"] == 6 and one["state"] in ENDED
+        }
+    return found
+
+
+def number(path: Path) -> int:
+    """7 of a path with trial_7."""
+    return int(next(part for part in path.parts if part.startswith("trial_"))[6:])
+
+
+def in_the_middle(project: Project) -> list[tuple[int, int]]:
+    """Trials that have a checkpoint and not all epochs, and the processes that train them."""
+    found = []
+    for latest in project.folder.glob("results/search/*/trial_*/3d_fullres/fold_0/state/*/latest.pth"):
+        lines = len((latest.parent / "metrics.csv").read_text().splitlines())
+        if number(latest) not in ended(project) and lines < EPOCHS - 1:
+            found.append((number(latest), int((latest.parents[1] / ".lock").read_text().split()[1].rstrip(":"))))
+    return found
+
+
+def rows(project: Project) -> list[dict[str, str]]:
+    with (project.folder / "results/search/trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_search_of_which_a_worker_is_killed_loses_no_trial(copy: Project, killed: list[int]) -> None:
+    copy.set("train.epochs", EPOCHS)
+    copy.set("train.iterations_per_epoch", 6)
+    copy.set("search.trials", TRIALS)
+    process = copy.start(copy.command(*CALL))
+    killed.append(process.pid)
+    wait_until(lambda: process.poll() is not None or bool(ended(copy) and in_the_middle(copy)), 120)
+    victim, pid = in_the_middle(copy)[0]
+    os.kill(pid, signal.SIGKILL)
+    before = ended(copy)
+    assert process.wait(120) != 0
+
+    copy.snakemake(*CALL)
+    assert [int(row["number"]) for row in rows(copy)] == list(range(TRIALS))
+    assert before
+    assert before.items() <= {int(row["number"]): row["state"] for row in rows(copy)}.items()
+    for log in copy.folder.glob("results/search/*/trial_*/3d_fullres/fold_0/state/*/train.log"):
+        begun = re.findall(r"fold 0: (starts|continues)", log.read_text())
+        assert begun == (["starts", "continues"] if number(log) == victim else ["starts"])
+
+    copy.set("report.cases", 2)  # searches nothing anew
+    assert copy.planned("search") == {"search": 1}
+    shutil.copy(copy.folder / "results/search/best_params.yaml", copy.folder / "params.yaml")
+    assert copy.planned("search") == {"search": 1}
+    copy.set("search.seed", 1)
+    assert copy.planned("search") == {"search_worker": 2, "search": 1}
+
+
+def test_a_range_that_cannot_be_stops_every_call(fresh: Project) -> None:
+    fresh.set("search.ranges", {"train.optimizer.learning_rate": {"low": 0.1, "high": 0.2}})
+    said = fresh.snakemake("--dry-run", ok=False)
+    assert "did you mean 'train.optimiser.learning_rate'?" in said
