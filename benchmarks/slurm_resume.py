@@ -191,10 +191,7 @@ class Disturbed:
         job, fold = self.hit()
         at = epochs_done(self.folder, fold)
         shell("scancel", job)
-        comment = f"rule_train_wildcards_{CONFIGURATION}_{fold}"
-        new = wait_for(
-            "a new job", lambda: next((one for one, (_, of) in queue().items() if of == comment and one != job), None)
-        )
+        new = self.another_job(job, fold)
         self.note("scancel", fold, f"job {job} cancelled in epoch {at + 1}; Snakemake submitted job {new}")
 
     def run_out_of_time(self) -> None:
@@ -225,19 +222,27 @@ class Disturbed:
         self.note("node reboot", fold, f"after epoch {at}; down noticed after {down_s:.0f} s; Slurm requeued job {job}")
 
     def lose_snakemake(self) -> None:
-        """SIGKILL of Snakemake itself while jobs run, and the same call again."""
+        """SIGKILL of Snakemake itself while a job runs, and the same call again: a second job, beside the first."""
         job, fold = self.hit()
         self.main.kill()
         self.main.wait()
+        shell("scancel", *(other for other in queue() if other != job))  # so that there is a GPU for the second job
+        self.main = through_slurm(self.folder, [fold])
+        second = self.another_job(job, fold)
+        wait_for(f"job {second} over or started again", lambda: second not in queue() or restarts(second) > 0)
+        found = "found the fold locked and requeued itself" if restarts(second) else "found it finished"
+        if self.main.wait(PATIENCE_S):
+            raise RuntimeError(f"snakemake failed, see {self.folder}/snakemake.txt")
+        self.note("SIGKILL of snakemake", fold, f"job {job} went on; started again: job {second} {found}")
         self.main = through_slurm(self.folder, self.folds)
+
+    def another_job(self, job: str, fold: int) -> str:
+        """The job that Snakemake submits for this fold beside, or after, this one."""
         comment = f"rule_train_wildcards_{CONFIGURATION}_{fold}"
-        second = wait_for(
-            "a second job",
-            lambda: next((one for one, (_, of) in queue().items() if of == comment and one != job), None),
+        return wait_for(
+            f"another job for fold {fold}",
+            lambda: next((other for other, (_, of) in queue().items() if of == comment and other != job), None),
         )
-        outcome = f"job {job} went on; job {second} found the fold locked and requeued itself"
-        wait_for("the second job requeued", lambda: second not in queue() or restarts(second) > 0)
-        self.note("SIGKILL of snakemake", fold, outcome)
 
 
 def main() -> None:
