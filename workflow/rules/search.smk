@@ -23,6 +23,8 @@ rule search_worker:
         "results/search/worker_{worker}.json",
     log:
         "logs/search/worker_{worker}.log",
+    wildcard_constraints:
+        worker=r"\d+",
     threads: 8
     resources:
         gpu=1,
