@@ -141,7 +141,9 @@ def test_the_reference_can_be_another_one(capsys: pytest.CaptureFixture[str], ca
 def test_equal_results_differ_by_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     compare(experiment("a", dice(1)), experiment("b", dice(1)), "--out", "table.csv")
     second = table()[1]
-    assert [second[f"difference_Dice{part}"] for part in ("", "_low", "_high", "_p")] == ["0.0", "0.0", "0.0", ""]
+    for name in ("", "_liver", "_vessel"):
+        parts = [second[f"difference_Dice{name}{part}"] for part in ("", "_low", "_high", "_p")]
+        assert parts == ["0.0", "0.0", "0.0", ""]
     said = capsys.readouterr().out
     assert "+0.0000" in said
     assert "Before numbers" not in said
@@ -156,6 +158,8 @@ def test_a_number_that_only_one_has_is_left_out_and_told(capsys: pytest.CaptureF
     assert table()[1]["difference_Dice_vessel_cases"] == "5"
     expected = "2: the difference in Dice leaves out cases where only one of the two has a number: 1 of vessel"
     assert expected in notes(capsys.readouterr().out)
+    compare(experiment("c", one), experiment("d", {**one, "b": (0.7, None)}), "--out", "table.csv")
+    assert [table()[1][f"difference_Dice_vessel{part}"] for part in ("", "_low", "_high")] == ["0.0"] * 3
 
 
 def test_a_class_that_only_one_ever_finds_is_told(capsys: pytest.CaptureFixture[str]) -> None:
