@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, Project, run, tiny_params, wait_until
+from recorded import MAKE, Repository, ran, repository
+
+from segpipe import digest
 
 SUMMARY = "results/fold_0/summary.json"
+METRICS = "results/metrics.json"
 OF_A_CHECKPOINT = [
     "validate",
     "ensemble",
@@ -23,42 +27,6 @@ OF_A_CHECKPOINT = [
     "volumes",
     "report",
 ]
-MAKE = [sys.executable, "workflow/scripts/make_dvc_yaml.py"]
-
-
-class Repository(Project):
-    """A git repository of its own with the project's files and tiny settings."""
-
-    def git(self, *arguments: str) -> str:
-        return run(["git", *arguments], self.folder)
-
-    def dvc(self, *arguments: str, ok: bool = True) -> str:
-        return run([sys.executable, "-m", "dvc", *arguments], self.folder, ok)
-
-    def commit(self) -> None:
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "state")
-
-
-def repository(folder: Path, **changes: object) -> Repository:
-    """The files that git knows or would add, in a new repository."""
-    for name in run(["git", "ls-files", "-co", "--exclude-standard"], REPO).splitlines():
-        if (REPO / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPO / name, folder / name)
-    project = Repository(folder, folder / "Snakefile")
-    project.write({**tiny_params(), **changes})
-    run(MAKE, folder)
-    project.git("init", "--quiet")
-    project.git("config", "user.name", "Test")
-    project.git("config", "user.email", "test@example.org")
-    project.commit()
-    return project
-
-
-def ran(output: str) -> list[str]:
-    """The stages that a call of DVC ran."""
-    return [name.split("@")[0] for name in re.findall(r"Running stage '(.+)':", output)]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +93,16 @@ def test_an_experiment_and_the_way_back(reproduced: Repository) -> None:
     changes = ["--set-param", "train.epochs=2", "--set-param", "train.optimiser.learning_rate=0.02"]
     experiment = reproduced.dvc("exp", "run", *changes, "--name", "shorter")
     assert sorted(ran(experiment)) == sorted(["train", *OF_A_CHECKPOINT])
-    member = json.loads((reproduced.folder / SUMMARY).read_text())["members"]["3d_fullres"]
+    member = digest.read_json(reproduced.folder / SUMMARY)["members"]["3d_fullres"]
     assert member["settings"]["train"]["epochs"] == 2
     assert member["settings"]["train"]["optimiser"]["learning_rate"] == 0.02
-    shown = json.loads(reproduced.dvc("metrics", "show", "--json"))
-    assert SUMMARY in shown[""]["data"]
+    shown = json.loads(reproduced.dvc("metrics", "show", "--json"))[""]["data"]
+    assert list(shown) == [METRICS]
+    columns = [key for key, value in shown[METRICS]["data"].items() if not isinstance(value, list)]
+    assert columns == ["Dice", "nsd", "hd95_mm", "Dice_low", "Dice_high", "Dice_postprocessed", "Dice_of"]
+    assert shown[METRICS]["data"]["Dice"] == digest.read_json(reproduced.folder / SUMMARY)["foreground_mean"]["Dice"]
+    assert re.search(rf"{METRICS} +Dice_of.liver +0\.\d+ +0\.\d+ +-?0\.\d+", reproduced.dvc("metrics", "diff"))
+    assert re.search(r"train.optimiser.learning_rate +0\.01 +0\.02", reproduced.dvc("params", "diff"))
     assert "shorter" in reproduced.dvc("exp", "show", "--csv", "--only-changed")
     reproduced.git("checkout", "params.yaml")
     restored = reproduced.dvc("repro")
@@ -141,7 +114,7 @@ def test_an_experiment_and_the_way_back(reproduced: Repository) -> None:
 def test_the_checkpoint_is_chosen_from_the_command_line(reproduced: Repository) -> None:
     output = reproduced.dvc("exp", "run", "--set-param", "validate.checkpoint=best")
     assert sorted(ran(output)) == sorted(OF_A_CHECKPOINT)
-    assert json.loads((reproduced.folder / SUMMARY).read_text())["checkpoint"] == "best"
+    assert digest.read_json(reproduced.folder / SUMMARY)["checkpoint"] == "best"
     reproduced.git("checkout", "params.yaml")
     assert ran(reproduced.dvc("repro")) == []
 
@@ -206,13 +179,3 @@ def test_snakemake_accepts_what_dvc_made(reproduced: Repository) -> None:
     reproduced.snakemake("--touch", "--forceall")
     assert reproduced.planned() == {}
     assert ran(reproduced.dvc("repro")) == []
-
-
-def test_dvc_accepts_what_snakemake_made(finished: Project, tmp_path: Path) -> None:
-    """After Snakemake, one call records its results; nothing runs again."""
-    project = repository(tmp_path)
-    for name in ("data", "results"):
-        shutil.copytree(finished.folder / name, tmp_path / name)
-    project.dvc("exp", "save", "--force", "--name", "made-by-snakemake")
-    assert ran(project.dvc("repro")) == []
-    assert "up to date" in project.dvc("status")
