@@ -30,6 +30,7 @@ CONFIGURATION = "3d_fullres"
 SANDBOX_PROFILE = {"slurm-init-seconds-before-status-checks": 3, "seconds-between-status-checks": 3}
 SANDBOX = Path(os.environ.get("SLURM_SANDBOX", "/tmp/segpipe_slurm"))
 WANTS_BOTH_GPUS = ("--partition=high", "--gpus=2", "--mem=100", "--output=/dev/null", "--wrap=sleep 5")
+ALONE = ("--cores", "2", "--resources", "gpu=2", "--set-threads", "train=1")  # two trainings at a time
 PATIENCE_S = 900
 
 
@@ -264,7 +265,7 @@ def main() -> None:
             event()
         status = run.main.wait(PATIENCE_S)
         took_s = time.monotonic() - started
-        if snakemake(undisturbed, "--cores", "2", "--resources", "gpu=2", "--", *targets(folds)).wait() or status:
+        if snakemake(undisturbed, *ALONE, "--", *targets(folds)).wait() or status:
             sys.exit(f"snakemake failed, see {root}/*/snakemake.txt (kept with --folder)")
         wrong = differing(undisturbed, disturbed, folds)
     print("| what happened | fold | what came of it |", "|---|---|---|", sep="\n")

@@ -104,6 +104,6 @@ def test_cancelled_preempted_and_out_of_time_folds_have_the_weights_of_undisturb
     said = (disturbed / "snakemake.txt").read_text()
     assert status == 0, said
     assert said.count("Error in rule train") == 1, said  # the cancelled job; the others came back by themselves
-    main = slurm_resume.snakemake(undisturbed, "--cores", "2", "--", *slurm_resume.targets(FOLDS))
+    main = slurm_resume.snakemake(undisturbed, *slurm_resume.ALONE, "--", *slurm_resume.targets(FOLDS))
     assert main.wait(300) == 0
     assert slurm_resume.differing(undisturbed, disturbed, FOLDS) == []
