@@ -109,7 +109,9 @@ def test_means_and_intervals_are_those_of_the_cross_validation(finished: Project
     assert line["hd95_mm_liver_low"] == str(between["low"])
 
 
-def test_a_difference_is_that_of_the_means_and_its_interval_of_the_same_draws() -> None:
+def test_a_difference_is_that_of_the_means_and_its_interval_of_the_same_draws(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     one, other = dice(1), dice(2)
     compare(experiment("a", one), experiment("b", other), "--out", "table.csv")
     first, second = table()
@@ -119,6 +121,10 @@ def test_a_difference_is_that_of_the_means_and_its_interval_of_the_same_draws() 
     assert float(second["difference_hd95_mm"]) == pytest.approx(-10 * steps.mean())
     assert float(second["difference_Dice_p"]) == pytest.approx(stats.wilcoxon(steps.mean(1)).pvalue)
     assert float(second["difference_Dice_liver_p"]) == pytest.approx(stats.wilcoxon(steps[:, 0]).pvalue)
+    assert "*" not in capsys.readouterr().out.partition("Dice by class (*")[2]
+    better = {case: (liver + 0.01, vessel) for case, (liver, vessel) in one.items()}
+    compare("experiments/a", experiment("c", better))
+    assert "+0.0100*" in capsys.readouterr().out
     draws = np.random.default_rng(5).integers(0, 6, (100_000, 6))
     low, high = np.percentile(steps.mean(1)[draws].mean(1), [2.5, 97.5])
     assert float(second["difference_Dice_low"]) == pytest.approx(low, abs=0.01)
@@ -323,8 +329,9 @@ def test_what_has_no_results_is_named_all_at_once(
         compare(*paths, "--only-finished")
     assert caplog.text.count("left out: ") == 5
     assert "1  experiments/a" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         compare("absent", "--only-finished")
+    assert ended.value.code == 2
 
 
 def test_a_case_of_two_folds_is_refused(caplog: pytest.LogCaptureFixture) -> None:
