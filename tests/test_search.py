@@ -142,10 +142,11 @@ def test_values_that_do_not_go_together_are_a_failed_trial(work):
 
 
 def test_bad_input_stops_the_search_and_leaves_the_trial_for_later(work, data, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        failing(patched, 1, SegpipeError("the disk is full"))
-        with pytest.raises(SegpipeError, match="disk"):
-            work(search__trials=1)
+    for _ in range(3):
+        with monkeypatch.context() as patched:
+            failing(patched, 1, SegpipeError("the disk is full"))
+            with pytest.raises(SegpipeError, match="disk"):
+                work(search__trials=1)
     assert states(study(tmp_path, data, settings(search__trials=1)))[0] == "RUNNING"
     assert not (tmp_path / "results/search/worker_0.json").exists()
     assert states(work(search__trials=1))[0] == "COMPLETE"

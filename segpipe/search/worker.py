@@ -1,6 +1,7 @@
 """A job of a search: takes a trial, trains it, says what came of it, takes the next, until all are begun."""
 
 import gc
+import sys
 from logging import getLogger
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def _try(search: Search, taken: Taken, data: Data, params: Params, whole_cases: 
 
 
 def _free_memory() -> None:
-    """The next trial's network may be larger."""
+    """The next trial's network may be larger. And torch compiles a function a few times only, whoever compiles it."""
     gc.collect()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
