@@ -227,7 +227,8 @@ class Disturbed:
         job, fold = self.hit()
         self.main.kill()
         self.main.wait()
-        shell("scancel", *(other for other in queue() if other != job))  # so that there is a GPU for the second job
+        for other in queue().keys() - {job}:  # so that there is a GPU for the second job
+            shell("scancel", other)
         self.main = through_slurm(self.folder, [fold])
         second = self.another_job(job, fold)
         wait_for(f"job {second} over or started again", lambda: second not in queue() or restarts(second) > 0)
