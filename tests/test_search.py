@@ -239,8 +239,15 @@ def test_a_study_is_known_by_all_that_decides_it(data, monkeypatch):
     before = of()
     assert of(train__optimiser__learning_rate=0.5, search__trials=9) == before
     assert len({before, of(train__seed=1), of(search__folds=[1]), of(train__full_validation__every=1)}) == 4
+    for store in (replace(data.store, digest="of other cases"), replace(data.store, plan=other_plan(data.store))):
+        assert identity.of_study(replace(data, store=store), settings())["digest"] != before
     monkeypatch.setattr(digest, "of_code", lambda rule: "other")
     assert of() != before
+
+
+def other_plan(store):
+    planned = replace(store.planned, batch_size=3)
+    return {**store.plan, "configurations": {store.configuration: planned}}
 
 
 def test_a_trial_that_another_job_is_at_is_waited_for(work, data, tmp_path, monkeypatch):
