@@ -19,7 +19,7 @@ from volumes import REPO
 sys.path.insert(0, str(REPO / "benchmarks"))
 import slurm_resume
 
-FOLDS, EPOCHS, ITERATIONS = [0, 1], 40, 60
+FOLDS, EPOCHS, ITERATIONS = [0, 1], 40, 50
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def test_cancelled_preempted_and_out_of_time_folds_have_the_weights_of_undisturb
     run = slurm_resume.Disturbed(disturbed, FOLDS, EPOCHS)
     try:
         run.preempt()
-        run.run_out_of_time()
         run.cancel()
+        run.run_out_of_time()
         status = run.main.wait(300)
     finally:
         run.main.kill()
