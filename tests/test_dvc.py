@@ -31,11 +31,12 @@ OF_A_CHECKPOINT = [
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository after `dvc repro`; tests leave its settings and results as they were."""
+    """A repository after `dvc repro`, committed; tests leave its settings and results as they were."""
     project = repository(tmp_path_factory.mktemp("reproduced"), folds=[0])
     everything = ["phantoms", "check", "fingerprint", "plan", "splits", "preprocess"]
     everything += ["train", *OF_A_CHECKPOINT]
     assert sorted(ran(project.dvc("repro"))) == sorted(everything)
+    project.commit()
     return project
 
 
