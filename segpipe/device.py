@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from segpipe import gpus, lease, ranks
+from segpipe import gpus, launched, lease
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 
@@ -33,21 +33,21 @@ def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
     Raises SegpipeError where the device that params.yaml names is absent.
     """
     if runtime.threads:
-        torch.set_num_threads(max(1, runtime.threads // ranks.n_local()))
+        torch.set_num_threads(max(1, runtime.threads // launched.n_ranks()))
     return use(reserve(runtime, gpu_bytes), "params.yaml: runtime.device")
 
 
 def reserve(runtime: Runtime, gpu_bytes: float, n_gpus: int = 1) -> str:
     """Take GPUs for this process and its children, where `runtime.device` is one; what the device is called then.
 
-    A rank that torchrun started has the one of its number: its launcher has taken them. Where CUDA runs already, in a
-    notebook say, it is too late to choose.
+    A rank sees one already, of those that its launcher has taken. Where CUDA runs already, in a notebook say, it is too
+    late to choose.
     """
     name, _, number = runtime.device.partition(":")
     if name not in ("auto", "cuda") or not torch.backends.cuda.is_built() or torch.cuda.is_initialized():
         return runtime.device
-    if "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else runtime.device
+    if launched.is_rank():
+        return "cuda" if number else runtime.device
     taken = lease.take(n_gpus, gpu_bytes, int(number) if number else None)
     return "cuda" if taken and number else runtime.device
 
@@ -179,10 +179,10 @@ def usable_bytes(device: torch.device) -> int:
 def available_bytes() -> int:
     """Main memory that this process may still take: of the machine's, and of its job's.
 
-    A job that takes more than its limit (Slurm, a container) is killed without a word.
+    A job that takes more than its limit (Slurm, a container) is killed without a word. Ranks have equal shares.
     """
     left = _left_by_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return max(0, min([psutil.virtual_memory().available, *left]))
+    return max(0, min([psutil.virtual_memory().available, *left])) // launched.n_ranks()
 
 
 def _left_by_limits(own: Path, mounted: Path) -> Iterator[int]:

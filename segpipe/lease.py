@@ -8,6 +8,7 @@ keeps within, or what it waits for. Files are read and written under the lock of
 import contextlib
 import fcntl
 import json
+import math
 import os
 import sys
 import tempfile
@@ -37,7 +38,7 @@ class Claim:
     """What a job's file says.
 
     since_ns : time of day at which it came
-    n_bytes : of each device that it keeps within, without what CUDA takes for itself
+    n_bytes : of each device that it keeps within, without what CUDA takes for itself; infinite: it shares none
     wanted : uuids of the devices it may have, of which it wants n; taken : those that it has, none while it waits
     slurm_job : Slurm gives each job devices of its own, or says who shares one: jobs of another one do not count
     """
@@ -57,7 +58,11 @@ class Claim:
         return self.n_bytes + CONTEXT_BYTES
 
     def __str__(self) -> str:
-        return f"pid {self.pid}, {self.job} ({self.n_bytes / 1e9:.3g} GB)"
+        return f"pid {self.pid}, {self.job} ({_gb(self.n_bytes)})"
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.3g} GB" if math.isfinite(n_bytes) else "all of its memory"
 
 
 @dataclass
@@ -93,7 +98,7 @@ def take(n: int, n_bytes: float, number: int | None = None) -> Sequence[Gpu]:
     global _held  # noqa: PLW0603  # what a process has
     if _held is None:
         found = _candidates(n, number)
-        if not found:
+        if not found and not (n > 1 and gpus.visible()):
             return ()
         if len(found) < n:
             raise _too_few(found, n)
@@ -264,7 +269,7 @@ def _too_few(found: Sequence[Gpu], n: int) -> SegpipeError:
 
 
 def _who_is_before(own: Claim, found: Sequence[Gpu], others: Sequence[Claim]) -> str:
-    lines = [f"{own.n} of {len(found)} GPUs, with {own.n_bytes / 1e9:.3g} GB"]
+    lines = [f"{own.n} of {len(found)} GPUs, with {_gb(own.n_bytes)}"]
     for gpu in found:
         holders = [str(one) for one in others if gpu.uuid in one.taken]
         lines.append(f"{gpu}: {'; '.join(holders) or 'no job of this user'}, {gpu.used_bytes / 1e9:.3g} GB are used")

@@ -2,16 +2,12 @@
 
 torchrun starts them (cli/launch.py) and tells each through its environment. What steers the job (signals, decisions,
 numbers of an epoch) goes between processors through gloo, so that no device is waited for; gradients go through NCCL.
-A rank whose partner has died ends with LOST: it is not the one that knows why.
+A rank whose partner has died ends with LOST: who died knows why, or the launcher.
 """
 
 import contextlib
-import ctypes
 import math
-import os
 import re
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,26 +21,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from segpipe import digest
+from segpipe import digest, launched
 
 log = getLogger(__name__)
 
 T = TypeVar("T")
 
-LOST = 76  # exit code of a rank that lost the others (sysexits.h: EX_PROTOCOL)
 LOST_AFTER_S = 2.0  # the launcher shall see first who died
+MEETING = timedelta(minutes=10)  # all ranks have begun
 # A rank may wait for days, for a lock that an earlier training holds; that a partner died is noticed by its connection.
 PATIENCE = timedelta(days=30)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-GONE = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|socket closed|nccl|timed out", re.I)
+# How gloo, torch's store and NCCL say that a partner is gone. What else they say is an error of this rank.
+GONE = re.compile(
+    r"connection (was )?(likely )?(closed|reset|refused)|broken pipe|socket closed|caused pair closure"
+    r"|remote process exited|ncclRemoteError",
+    re.IGNORECASE,
+)
 NOBODY = object()
 
 
 class Lost(SystemExit):
-    """Another rank is gone. The exit status is LOST."""
+    """Another rank is gone."""
 
     def __init__(self) -> None:
-        super().__init__(LOST)
+        super().__init__(launched.LOST)
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class Ranks:
 
     rank : of this process, from 0
     n : how many there are
-    group : through which tensors of the device go; None for one that is alone
+    control : through which go what is no tensor of the device, and waiting; group : through which those go. Both None
+        for one that is alone
     """
 
     rank: int = 0
     n: int = 1
+    control: Any = None
     group: Any = None
 
     @property
@@ -89,16 +91,16 @@ class Ranks:
             return list(own)
         parts: list[Any] = [None] * self.n
         with watched(self):
-            dist.all_gather_object(parts, list(own))
+            dist.all_gather_object(parts, list(own), group=self.control)
         return [one for one in chain(*zip_longest(*parts, fillvalue=NOBODY)) if one is not NOBODY]
 
     def same(self, value: T) -> T:
-        """The first rank's value, in all ranks. Plain data; waits until all have come here."""
+        """The first rank's value, in all ranks, which wait for it. Plain data."""
         if self.n == 1:
             return value
         values = [value]
         with watched(self):
-            dist.broadcast_object_list(values, src=0)
+            dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
     def highest(self, number: int) -> int:
@@ -107,7 +109,7 @@ class Ranks:
             return number
         value = torch.tensor(number)
         with watched(self):
-            dist.all_reduce(value, dist.ReduceOp.MAX)
+            dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
         return int(value)
 
     def total(self, own: Tensor) -> Tensor:
@@ -121,7 +123,9 @@ class Ranks:
 
     def meet(self) -> None:
         """Wait until all have come here."""
-        self.same(None)
+        if self.n > 1:
+            with watched(self):
+                dist.barrier(group=self.control)
 
     def first_before_others(self, work: Callable[[], T]) -> T:
         """Do what leaves files behind in the first rank, then in the others, which find them."""
@@ -149,26 +153,21 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """Meet the other ranks, where torchrun has started several; this process ends when the launcher does."""
-    if n_local() == 1:
+    """Meet the other ranks, where a launcher has started several; wait for them at the end, which it sees as one."""
+    if launched.n_ranks() == 1:
         yield ALONE
         return
-    _end_with_parent()
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    with watched(ranks := Ranks(dist.get_rank(), dist.get_world_size())):
-        yield ranks
-        dist.barrier()  # none ends while another one still writes: the launcher would end it
+    dist.init_process_group("gloo", timeout=MEETING)
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), control, control)
+    yield ranks
+    ranks.meet()
     dist.destroy_process_group()
-
-
-def n_local() -> int:
-    """How many ranks torchrun started on this machine; 1 for a process that it did not start."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
 def watched(ranks: Ranks) -> Iterator[None]:
-    """Where the block fails because another rank is gone, leave it to that one, or to the launcher, to say why.
+    """Where the block fails because another rank is gone, end: that one, or the launcher, says why.
 
     Raises Lost.
     """
@@ -177,12 +176,6 @@ def watched(ranks: Ranks) -> Iterator[None]:
     except RuntimeError as error:
         if ranks.n == 1 or not GONE.search(str(error)):
             raise
-        log.warning("another rank has ended")
+        log.error("another rank has ended (%s)", str(error).split("\n")[0])
         time.sleep(LOST_AFTER_S)
         raise Lost from error
-
-
-def _end_with_parent() -> None:
-    """Have SIGTERM sent to this process when its launcher dies: it saves its state and ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

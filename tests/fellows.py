@@ -6,6 +6,7 @@ One process imports everything and forks the ranks before anything is computed, 
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -16,7 +17,7 @@ import memory
 import torch
 from tiny import params, planned
 
-from segpipe import ranks
+from segpipe import launched, ranks
 from segpipe.prepare.plan import Configuration
 from segpipe.ranks import ALONE, Ranks
 from segpipe.training.feed import Batch, Feed
@@ -56,6 +57,8 @@ FELLOWSHIPS = {
     "2d": Fellowship(planned((8, 8))),
     "partly annotated": Fellowship(planned(batch_dice=True), partly={"c1": ["one"], "c2": ["two", "three"]}),
     "a network with idle parts": Fellowship(planned(), changes={"train__network": "memory:Idle"}),
+    "a plan's network with idle parts": Fellowship(planned(), changes={"train__network": "memory:IdleUNet"}),
+    "an output that counts for nothing": Fellowship(planned(), changes={"train__loss__deep_supervision": [1.0, 0.0]}),
     "frozen parts": Fellowship(planned(), changes={"train__freeze": ["encoder.*"]}),
 }
 
@@ -105,6 +108,16 @@ def talked(fellows: Ranks) -> dict[str, Any]:
     }
 
 
+def late(fellows: Ranks) -> bool:
+    """Whether all have come when the ranks have met; the last one takes its time."""
+    came = Path(os.environ["CAME"])
+    if fellows.rank == fellows.n - 1:
+        time.sleep(1)
+    (came / str(fellows.rank)).touch()
+    fellows.meet()
+    return len(list(came.iterdir())) == fellows.n
+
+
 def forked(n: int, work: Callable[[Ranks], Any], out: Path) -> None:
     """Do work in `n` ranks, and write what each of them returns."""
     with socket.socket() as free:
@@ -114,7 +127,8 @@ def forked(n: int, work: Callable[[Ranks], Any], out: Path) -> None:
     for rank in range(n):
         if (pid := os.fork()) == 0:
             told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
-            os.environ |= {name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            told |= {"MASTER_ADDR": "127.0.0.1", launched.LAUNCHER: os.getppid()}
+            os.environ |= {name: str(value) for name, value in told.items()}
             status = 1
             try:
                 with ranks.joined() as fellows:
@@ -134,6 +148,9 @@ def main(out: Path) -> None:
         forked(fellowship.n, lambda fellows, one=fellowship: trained(one, fellows), out / str(index))
     for n in (2, 3):
         forked(n, talked, out / f"talked{n}")
+    os.environ["CAME"] = str(out / "came")
+    (out / "came").mkdir()
+    forked(8, late, out / "late")
     for index, fellowship in enumerate(FELLOWSHIPS.values()):
         torch.save(trained(fellowship, ALONE), out / f"{index}.alone")
 

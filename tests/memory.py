@@ -14,6 +14,7 @@ from segpipe.training import tiers
 from segpipe.training.feed import Feed
 from segpipe.training.loop import Training, fit
 from segpipe.training.setup import Setup
+from segpipe.training.unet import PlainConvUNet
 
 TRAIN, VAL = ["c0", "c1", "c2"], ["c3"]
 
@@ -96,6 +97,14 @@ class Idle(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.used(image)
+
+
+class IdleUNet(PlainConvUNet):
+    """The plan's network with a layer that is never used."""
+
+    def __init__(self, n_channels: int, n_classes: int, plan: Configuration) -> None:
+        super().__init__(n_channels, n_classes, plan)
+        self.idle = nn.Linear(2, 2)
 
 
 def unpadded(n_channels: int, n_classes: int, plan: Configuration) -> nn.Module:

@@ -19,7 +19,7 @@ from conftest import REPO, Project, environment, wait_until
 from pretended_driver import nvml
 from tiny import params
 
-from segpipe import device, gpus, lease
+from segpipe import device, gpus, launched, lease
 from segpipe.cli import launch
 from segpipe.errors import SegpipeError
 from segpipe.gpus import Gpu
@@ -454,7 +454,6 @@ def taken(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(lease, "take", lambda *arguments: asked.append(arguments) or [gpu("a")])
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
     return asked
 
 
@@ -478,16 +477,37 @@ def test_a_job_leases_what_its_settings_name(taken, name, asked, used):
 
 
 def test_a_launcher_leases_for_all_ranks(taken):
-    launch.reserve_gpus(params(runtime__device="auto", runtime__num_gpus=3))
-    assert taken == [(3, 8 * GB, None)]
+    launch._reserve_gpus(params(runtime__device="auto", runtime__num_gpus=3))
+    assert taken == [(3, float("inf"), None)]
 
 
-@pytest.mark.parametrize(("name", "used"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cpu", "cpu")])
-def test_a_rank_has_the_device_of_its_number(taken, monkeypatch, name, used):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert reserve(name) == used
+def test_mps_is_one_device(taken):
+    with pytest.raises(SegpipeError, match="one such device"):
+        launch._reserve_gpus(params(runtime__device="mps", runtime__num_gpus=2))
+
+
+@pytest.fixture
+def rank_one(monkeypatch):
+    """This process is the second of two ranks."""
+    told = {launched.LAUNCHER: str(os.getppid()), "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launched, "_end_with_launcher", lambda: None)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cpu"])
+def test_a_rank_leases_nothing(taken, rank_one, name):
+    assert reserve(name) == name
     assert taken == []
+
+
+@pytest.mark.parametrize(("visible", "seen"), [("GPU-a,GPU-b", "GPU-b"), (None, "1"), ("GPU-a", "GPU-a")])
+def test_a_rank_sees_its_own_device(rank_one, monkeypatch, visible, seen):
+    monkeypatch.setenv(launched.VISIBLE, visible or "")  # which is taken back after the test
+    if visible is None:
+        del os.environ[launched.VISIBLE]
+    launched.begin()
+    assert os.environ[launched.VISIBLE] == seen
 
 
 def test_nothing_is_leased_without_cuda_or_where_it_runs_already(taken, monkeypatch):

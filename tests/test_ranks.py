@@ -81,6 +81,11 @@ def test_what_ranks_tell_each_other(results, n):
     assert [one["order"] for one in said] == list(range(n))
 
 
+def test_all_ranks_meet(results):
+    """Of eight: where two or four are, a broadcast would do."""
+    assert of(results, "late", 8) == [True] * 8
+
+
 # through torchrun, as Snakemake starts it
 
 MODEL = "results/3d_fullres/fold_0/checkpoint_final.pth"
@@ -165,9 +170,7 @@ def launched(project: Project, killed: list[int], epochs: int) -> tuple[subproce
 
 
 def is_launcher(process: psutil.Process) -> bool:
-    return any("train.py" in " ".join(child.cmdline()) for child in process.children()) and "LOCAL_RANK" not in (
-        process.environ()
-    )
+    return any("train.py" in " ".join(child.cmdline()) for child in process.children())
 
 
 def test_a_killed_rank_ends_the_job_with_the_cause_and_a_rerun_goes_on(finished, undisturbed, tmp_path, killed):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segpipe import digest
+from segpipe import digest, launched
 from segpipe.cli import requeue
 from segpipe.cli.outcome import exit_codes
 
@@ -56,7 +56,7 @@ def test_a_limit_too_short_for_any_work_fails_the_job(asked: Path, monkeypatch: 
 
 
 def test_of_several_ranks_the_launcher_requeues(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv(launched.LAUNCHER, "1")
     end(SystemExit(138))
     assert not asked.exists()
 

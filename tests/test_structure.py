@@ -19,6 +19,7 @@ ROOMS = [
     "deciding",
     "digest",
     "plugins",
+    "launched",
     "ranks",
     "gpus",
     "lease",

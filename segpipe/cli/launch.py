@@ -9,46 +9,43 @@ import signal
 import sys
 import tempfile
 import uuid
-from logging import CRITICAL, getLogger
+from logging import CRITICAL, Logger, getLogger, root
+from types import FrameType
 from typing import Any
 
-from segpipe.errors import problem
+import psutil
+
+from segpipe import launched
+from segpipe.errors import SegpipeError, problem
 from segpipe.params import Params
 
 log = getLogger(__name__)
 
-SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
-# Ranks that were asked to end finish a step and save; after this they are killed. Who asked has a limit of its own.
-SAVING_S = 3600
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+NOT_OURS = "SIGQUIT"  # torchrun insists on obeying some signal itself; of those above it would forget all but the first
 LOOKING_S = 0.1
 BAD_INPUT = 2
 
 
-def reserve_gpus(params: Params) -> None:
-    """Take the GPUs of all ranks, until this process ends; the ranks see these alone.
+def ranks(params: Params) -> None:
+    """Run this very command as `runtime.num_gpus` ranks, and end as they end.
 
-    Raises SegpipeError where there are fewer.
+    Exits as the rank that failed first; after a signal, which all ranks get, with 128 + the first one's number.
+    Raises SegpipeError where there are fewer GPUs.
     """
-    from segpipe import device  # noqa: PLC0415  # torch: seconds
-    from segpipe.training import tiers  # noqa: PLC0415
-
-    device.reserve(params.runtime, tiers.planned_bytes(params), params.runtime.num_gpus)
-
-
-def ranks(n: int, threads: int | None) -> None:
-    """Run this very command as `n` ranks, and end as they end.
-
-    threads : CPU threads of the whole job; None for what OMP_NUM_THREADS says, or one per core
-    Exits as the rank that failed first, with 128 + its number after a signal.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException  # noqa: PLC0415  # seconds
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: PLC0415  # torch: seconds
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.launcher import LaunchConfig, elastic_launch  # noqa: PLC0415
 
-    given = threads or int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(max(1, given // n))
-    getLogger("torch.distributed").setLevel(CRITICAL)  # what it says of signals and dead ranks is said below
+    n = params.runtime.num_gpus
+    requests = _Requests()
+    _reserve_gpus(params)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, _threads(params.runtime.threads) // n))
+    os.environ[launched.LAUNCHER] = str(os.getpid())
     log.info("%d ranks of %s threads each", n, os.environ["OMP_NUM_THREADS"])
+    for name, logger in root.manager.loggerDict.items():
+        if name.startswith("torch.distributed") and isinstance(logger, Logger):
+            logger.setLevel(CRITICAL)  # what they say of signals and dead ranks is said below
     with tempfile.TemporaryDirectory(prefix="segpipe-ranks-") as notes:
         config = LaunchConfig(
             min_nodes=1,
@@ -60,41 +57,88 @@ def ranks(n: int, threads: int | None) -> None:
             local_addr="localhost",
             max_restarts=0,
             monitor_interval=LOOKING_S,
-            signals_to_handle=SIGNALS,
-            shutdown_timeout=SAVING_S,
+            signals_to_handle=NOT_OURS,
             logs_specs=DefaultLogsSpecs(log_dir=notes),  # or it would leave them in the temporary folder
         )
         try:
             elastic_launch(config, sys.executable)("-u", *sys.argv)
-        except SignalException as asked:
-            sys.exit(128 + asked.sigval)
         except ChildFailedError as error:
+            requests.obey()
             _explain(error.failures, n)
 
 
-def _explain(failures: dict[int, Any], n: int) -> None:
-    """Say which rank failed first. Those that only lost another one do not count."""
-    from segpipe.ranks import LOST  # noqa: PLC0415
+class _Requests:
+    """The signals that came: noted, and passed on. number : of the first one, None while there was none."""
 
-    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode != LOST} or failures
+    number: int | None = None
+
+    def __init__(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.number = self.number or number
+        found = psutil.Process().children()
+        if not found:  # not yet, or no longer
+            self.obey()
+        for rank in found:
+            rank.send_signal(number)
+
+    def obey(self) -> None:
+        """End as who is ended by the first signal, if there was one."""
+        if self.number is not None:
+            sys.exit(128 + self.number)
+
+
+def _reserve_gpus(params: Params) -> None:
+    """Take the GPUs of all ranks, until this process ends, and share none: the ranks see these alone."""
+    from segpipe import device  # noqa: PLC0415  # torch: seconds
+
+    if params.runtime.device == "mps":
+        raise SegpipeError(
+            problem(
+                "there is one such device",
+                where="params.yaml: runtime.num_gpus",
+                found=f"{params.runtime.num_gpus}, with runtime.device: mps",
+                expected="1",
+                cure="lower it",
+            )
+        )
+    device.reserve(params.runtime, float("inf"), params.runtime.num_gpus)
+
+
+def _threads(wanted: int | None) -> int:
+    """CPU threads of the whole job: as wanted, or what OMP_NUM_THREADS says, or one per core that it may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return wanted or (int(said) if said.isdecimal() else 0) or cores
+
+
+def _explain(failures: dict[int, Any], n: int) -> None:
+    """Say which rank failed first, and end as it did. Those that only lost another one do not count."""
+    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode != launched.LOST} or failures
     rank, failure = min(causes.items(), key=lambda item: item[1].timestamp)
     code = failure.exitcode
-    if code == BAD_INPUT:
-        sys.exit(BAD_INPUT)  # the rank has said why
-    if code > 128:
-        sys.exit(code)
-    if code > 0:
+    if code < 0:
+        log.error("%s", _killed(f"rank {rank} of {n}, pid {failure.pid}", -code))
+        sys.exit(128 - code)
+    if code not in (BAD_INPUT, launched.LOST) and code <= 128:  # else it has said why, or was asked to end
         log.error("rank %d of %d failed, with the message above; the others were ended", rank, n)
-        sys.exit(code)
-    log.error(
-        "%s",
-        problem(
-            "a rank was killed",
-            where=f"rank {rank} of {n}, pid {failure.pid}",
-            found=signal.Signals(-code).name,
-            expected="all ranks to end together",
-            cure="see who sent it: the kernel where memory is short (dmesg), or the cluster; the same command goes on "
-            "after the last checkpoint",
-        ),
+    if code == launched.LOST:
+        log.error("the %d ranks lost each other, with the messages above", n)
+    sys.exit(code)
+
+
+def _killed(where: str, number: int) -> str:
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    outside = number in (signal.SIGKILL, signal.SIGTERM)
+    cure = (
+        "see who sent it: the kernel where memory is short (dmesg), or the cluster" if outside else "see the log above"
     )
-    sys.exit(128 - code)
+    return problem(
+        "a rank was killed",
+        where=where,
+        found=name,
+        expected="all ranks to end together",
+        cure=f"{cure}; the same command goes on after the last checkpoint",
+    )

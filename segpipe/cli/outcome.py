@@ -5,14 +5,19 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from segpipe import digest
+from segpipe import digest, launched
 from segpipe.cli import requeue
 from segpipe.errors import SegpipeError, problem
 
 log = logging.getLogger("segpipe")
+
+SAME_ERROR_S = (
+    1.5  # what is wrong with the input is wrong in all ranks: the launcher ends the others before they say so
+)
 
 
 def start_log(path: str | None) -> None:
@@ -23,8 +28,8 @@ def start_log(path: str | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path:
         handlers.append(_log_file(Path(path)))
-    rank = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes that share a job (cli/launch.py) one speaks
-    level, shape = (logging.WARNING, f"rank {rank}: %(message)s") if rank else (logging.INFO, "%(message)s")
+    rank = launched.rank()  # of several that share a job the first one speaks; the others say what went wrong
+    level, shape = (logging.ERROR, f"rank {rank}: %(message)s") if rank else (logging.INFO, "%(message)s")
     logging.basicConfig(level=level, format=shape, handlers=handlers, force=True)
     if path:
         log.debug("pid %d", os.getpid())
@@ -81,6 +86,8 @@ def exit_codes() -> Iterator[None]:
         requeue.when_busy()
         sys.exit(2)
     except SegpipeError as error:
+        if launched.rank():
+            time.sleep(SAME_ERROR_S)
         log.error("%s", error)
         sys.exit(2)
     except Exception:

@@ -10,6 +10,8 @@ import subprocess
 import time
 from logging import getLogger
 
+from segpipe import launched
+
 log = getLogger(__name__)
 
 # profiles/slurm has Slurm send SIGUSR1 before the time limit. SIGTERM is what cancels: that job shall not come back.
@@ -21,7 +23,7 @@ _started_s = time.monotonic()
 
 def when_time_is_up(exit_status: object) -> None:
     """Requeue the job of a process that ends with this status, where that is because its time limit is near."""
-    if exit_status != TIME_IS_UP or "LOCAL_RANK" in os.environ:  # of several ranks, their launcher does it
+    if exit_status != TIME_IS_UP or launched.is_rank():  # of several ranks, their launcher does it
         return
     if time.monotonic() - _started_s >= LEAST_WORK_S:
         _requeue("its time limit is near")

@@ -5,10 +5,10 @@ A script is a verb: `run(function, "--cases", "--out")` parses exactly those arg
 """
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from segpipe import launched
 from segpipe import params as params_module
 from segpipe.cli import launch
 from segpipe.cli.outcome import exit_codes, start_log
@@ -21,6 +21,7 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str, i
 
     in_ranks : run it in as many processes as `runtime.num_gpus` says; each is told by its environment which it is
     """
+    launched.begin()
     parser = argparse.ArgumentParser(description=function.__doc__)
     for option in options:
         nargs = "+" if option.endswith("+") else None
@@ -31,9 +32,8 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str, i
         start_log(args.log)
         params = params_module.load()
         _agree(args, params)
-        if in_ranks and params.runtime.num_gpus > 1 and "LOCAL_RANK" not in os.environ:
-            launch.reserve_gpus(params)
-            launch.ranks(params.runtime.num_gpus, params.runtime.threads)
+        if in_ranks and params.runtime.num_gpus > 1 and not launched.is_rank():
+            launch.ranks(params)
         else:
             function(args, params)
 

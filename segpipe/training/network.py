@@ -1,6 +1,6 @@
 """The network of a training: the plan's U-Net or a custom one, its first weights, and what the loop asks of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -99,10 +99,19 @@ def n_available_outputs(network: nn.Module, plan: Configuration) -> int:
     return len(plan.strides) - 1 if hasattr(network, "supervised") else 1
 
 
-def unsupervised(network: nn.Module, n_outputs: int) -> list[nn.Parameter]:
-    """The parameters of the heads that make none of the `n_outputs` finest outputs of one of the plan's networks."""
+def unsupervised(network: nn.Module, weights: Sequence[float]) -> list[nn.Parameter]:
+    """The parameters of the heads that the loss learns nothing for, of one of the plan's networks.
+
+    weights : of the finest outputs, the finest first
+    """
     heads: Any = network.decoder.seg_layers if isinstance(network, UNet) else []
-    return [parameter for head in heads[: len(heads) - n_outputs] for parameter in head.parameters()]
+    weight_of = [*weights, *[0.0] * (len(heads) - len(weights))][::-1]
+    return [
+        parameter
+        for head, weight in zip(heads, weight_of[-len(heads) :] if len(heads) else [], strict=True)
+        if weight == 0
+        for parameter in head.parameters()
+    ]
 
 
 def require_shape(logits: Tensor, label: Tensor, n_classes: int) -> None:

@@ -1,7 +1,7 @@
 """One network in several ranks: gradients are averaged while they come into being (DistributedDataParallel)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from logging import getLogger
 
 import torch
@@ -14,7 +14,6 @@ from segpipe.prepare.plan import Configuration
 from segpipe.ranks import Ranks, watched
 from segpipe.training.execution import Forward
 from segpipe.training.network import unsupervised
-from segpipe.training.unet import UNet
 
 log = getLogger(__name__)
 
@@ -34,7 +33,7 @@ def require_samples(ranks: Ranks, planned: Configuration) -> None:
 
 
 def with_common_statistics(network: nn.Module, ranks: Ranks, on: torch.device) -> nn.Module:
-    """A network whose batch norms, if it has any, see the whole batch: nnU-Net's networks have none."""
+    """A network whose batch norms, if it has any, can see the whole batch: nnU-Net's networks have none."""
     if ranks.n == 1 or not any(isinstance(module, _BatchNorm) for module in network.modules()):
         return network
     if on.type == "cuda":
@@ -45,30 +44,41 @@ def with_common_statistics(network: nn.Module, ranks: Ranks, on: torch.device) -
 
 
 class _Outputs(nn.Module):
-    """A network as DistributedDataParallel can call it: how many outputs are wanted is an argument."""
+    """A network as DistributedDataParallel can call it: how many outputs are wanted is an argument.
 
-    def __init__(self, network: nn.Module, forward: Forward) -> None:
+    weights : of the outputs in the loss; what counts for nothing has no gradient that could be waited for
+    """
+
+    def __init__(self, network: nn.Module, forward: Forward, weights: Sequence[float]) -> None:
         super().__init__()
-        self.network, self.outputs = network, forward
+        self.network, self.outputs, self.weights = network, forward, weights
 
     def forward(self, x: Tensor, n_outputs: int) -> list[Tensor]:
         """The `n_outputs` finest outputs."""
-        return self.outputs(self.network, x, n_outputs)
+        found = self.outputs(self.network, x, n_outputs)
+        return [one if weight > 0 else one.detach() for one, weight in zip(found, self.weights, strict=True)]
 
 
 class Parallel(DistributedDataParallel):
     """A network whose gradients are the mean over all ranks.
 
     forward : how the network is executed
-    n_outputs : that enter the loss; heads that make others get no gradient
+    weights : of its outputs in the loss, the finest first
+    looks : look up in every step which parameters get a gradient. A network that is not the plan's may use others each
+        time. Without it torch orders the gradients anew after the first step, and the sum over three ranks or more
+        depends on the order: a resumed training would differ in the last bits.
     """
 
-    def __init__(self, network: nn.Module, forward: Forward, n_outputs: int, ranks: Ranks) -> None:
+    def __init__(
+        self, network: nn.Module, forward: Forward, weights: Sequence[float], ranks: Ranks, looks: bool
+    ) -> None:
         self.ranks = ranks
-        unknown = not isinstance(network, UNet)  # which parameters get a gradient: then looked up in every step
-        with _left_out(unsupervised(network, n_outputs)):
-            outputs = _Outputs(network, forward)
-            super().__init__(outputs, process_group=ranks.group, find_unused_parameters=unknown)
+        for module in network.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.process_group = ranks.group
+        with _left_out(unsupervised(network, weights)):
+            outputs = _Outputs(network, forward, weights)
+            super().__init__(outputs, process_group=ranks.group, find_unused_parameters=looks)
 
     @contextlib.contextmanager
     def exchanging(self, now: bool) -> Iterator[None]:

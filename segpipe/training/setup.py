@@ -109,7 +109,7 @@ class Setup:
             averaged=copy.deepcopy(self.network) if settings.ema.decay is not None else None,
             execution=execution,
             forward=execution.forward,
-            parallel=Parallel(self.network, execution.forward, n_outputs, self.ranks) if self.ranks.n > 1 else None,
+            parallel=self._parallel(execution, loss.weights(n_outputs)),
             objective=execution.objective(loss),
             optimiser=optimiser.build(self.network, settings.optimiser, scaled),
             scaler=torch.amp.GradScaler(self.device.type, enabled=scaled),
@@ -128,6 +128,13 @@ class Setup:
             rows=[],
             losses=[],
         )
+
+    def _parallel(self, execution: Execution, weights: list[float]) -> Parallel | None:
+        """The network in all ranks; None in one that is alone."""
+        if self.ranks.n == 1:
+            return None
+        looks = self.params.train.network is not None or self.params.train.deterministic
+        return Parallel(self.network, execution.forward, weights, self.ranks, looks)
 
     def _feed(self) -> Feed:
         """The batches, with the cases where they are fed from."""
