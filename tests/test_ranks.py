@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fellows
@@ -140,6 +141,22 @@ def test_more_ranks_than_samples_are_refused(finished, tmp_path):
     assert "Traceback" not in said
 
 
+def test_ranks_end_with_a_launcher_that_dies_before_they_have_met(finished, tmp_path, killed):
+    project = shared_project(finished, tmp_path)
+    snakemake = project.start(project.command(MODEL))
+    killed.append(snakemake.pid)
+
+    def found() -> list[psutil.Process]:
+        children = psutil.Process(snakemake.pid).children(recursive=True)
+        return [one for one in children if "LOCAL_RANK" in one.environ()]
+
+    wait_until(lambda: len(found()) == 2)
+    ranks = found()
+    ranks[0].parent().kill()
+    _, alive = psutil.wait_procs(ranks, 40)
+    assert not alive
+
+
 @pytest.fixture(scope="module")
 def undisturbed(finished, tmp_path_factory):
     project = shared_project(finished, tmp_path_factory.mktemp("undisturbed"), epochs=EPOCHS)
@@ -185,11 +202,13 @@ def test_a_killed_rank_ends_the_job_with_the_cause_and_a_rerun_goes_on(finished,
 
     snakemake, launcher = launched(project, killed, 2)
     ranks = ranks_of(launcher)
-    launcher.send_signal(signal.SIGTERM)
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):  # the first counts, and no other ends the launcher
+        launcher.send_signal(number)
+        time.sleep(0.05)
     snakemake.wait(60)
-    psutil.wait_procs(ranks, 0)
     assert not any(rank.is_running() for rank in ranks)
-    assert "SIGTERM, saved after step" in project.said.read_text()
+    assert "SIGUSR1, saved after step" in project.said.read_text()
+    assert f"exit status {128 + signal.SIGUSR1}" in project.said.read_text()
 
     snakemake, launcher = launched(project, killed, 2)
     ranks = ranks_of(launcher)

@@ -65,6 +65,10 @@ def test_slurm_alone_counts_gpus() -> None:
     assert not [name for name, request in profile("slurm")["set-resources"].items() if "gpu" in request]
 
 
+def test_a_job_has_all_its_gpus_on_one_node() -> None:
+    assert profile("slurm")["default-resources"]["nodes"] == 1
+
+
 def test_every_rule_with_a_gpu_says_how_long_it_takes_and_how_much_memory() -> None:
     requests = profile("slurm")["set-resources"]
     with_gpu = [name for name, text in rules().items() if re.search(r"^ +gpu=", text, re.M)]
