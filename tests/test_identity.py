@@ -133,6 +133,7 @@ def test_the_weights_of_the_full_validation_count_by_themselves(of):
     [
         {"train__on_extend": "continue"},
         {"runtime__device": "cuda"},
+        {"runtime__num_gpus": 2},
         {"runtime__threads": 2},
         {"runtime__feed_threads": 3},
         {"runtime__feeding": "host"},
@@ -142,6 +143,7 @@ def test_the_weights_of_the_full_validation_count_by_themselves(of):
         {"runtime__channels_last": True},
         {"runtime__checkpoint_every": 7},
         {"runtime__disable_checkpointing": True},
+        {"runtime__share_cases_with": []},
         {"validate__step_size": 0.7},
         {"folds": [1]},
     ],
@@ -247,8 +249,8 @@ def test_code_of_the_validation_counts_where_it_decides_what_is_best(of, monkeyp
 
 
 def test_every_module_that_decides_a_training_is_in_its_digest():
-    """All of segpipe/training but what watches and keeps."""
+    """All of segpipe/training but what watches and keeps, and what several ranks need to be as one."""
     watches_and_keeps = {"__init__", "job", "identity", "model", "checkpoint", "curves", "interrupt", "divergence"}
-    watches_and_keeps |= {"check", "failures", "messages", "tiers"}
+    watches_and_keeps |= {"check", "failures", "messages", "tiers", "parallel", "follower"}
     modules = {path.stem for path in (digest.PACKAGE / "training").glob("*.py")} - watches_and_keeps
     assert {f"training/{name}.py" for name in modules} == set(digest.DECIDING_MODULES["train"])

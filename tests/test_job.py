@@ -768,7 +768,7 @@ def test_the_log_says_why_a_training_ended(prepared, tmp_path, monkeypatch):
     with pytest.raises(SegpipeError) as raised:
         train(prepared, tmp_path, params(**SHORT))
     log = next(tmp_path.rglob("train.log"))
-    assert f"SegpipeError: {raised.value}" in log.read_text()
+    assert f"TrainingFailed: {raised.value}" in log.read_text()
     monkeypatch.undo()
     monkeypatch.setattr(loop, "fit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -289,6 +289,16 @@ def test_a_power_of_ten_is_a_number(tmp_path: Path, written: str, read: float) -
     assert params.load(write(tmp_path, text)).train.optimiser.learning_rate == read
 
 
+def test_off_is_a_word_and_not_false(tmp_path: Path) -> None:
+    """As the comment of the setting says it, and as DVC writes it."""
+    text = (REPO / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"(?m)^  precision: \w+", "  precision: off", text))
+    read = params.load(path)
+    assert (read.train.precision, read.validate_.precision) == ("off", "off")
+    assert read.validate_.mirroring is True
+
+
 @pytest.mark.parametrize("written", ["e5", "1e", "1e-", "3e-4x", "'3e-4'", "1e2e3", ".e1", "e", "-e3"])
 def test_what_only_looks_like_a_power_of_ten_is_text(tmp_path: Path, written: str) -> None:
     text = re.sub(r" learning_rate: \S+", f" learning_rate: {written}", (REPO / "params.yaml").read_text())

@@ -15,8 +15,17 @@ from segpipe.params.schema import Params
 PARAMS_FILE = Path("params.yaml")
 
 
+BOOL = "tag:yaml.org,2002:bool"
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error; the standard reader silently takes the last one."""
+
+    # `off` is a precision: true and false are the booleans of YAML 1.2, which DVC writes; 1.1 has on, off, yes, no too
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as the class that it is taken from has it
+        first: [(tag, pattern) for tag, pattern in found if tag != BOOL]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -26,6 +35,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_UniqueKeys.add_implicit_resolver(BOOL, re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 # 3e-4 and 1.5e4 are numbers, as in YAML 1.2; YAML 1.1 reads them as text
 _UniqueKeys.add_implicit_resolver(
     "tag:yaml.org,2002:float",

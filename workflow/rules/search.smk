@@ -3,16 +3,22 @@
 # and the study is found again when its settings come back. A worker declares only that all trials are begun.
 from segpipe.search import ranges
 
-try:
-    ranges.check(PARAMS, LABELS)
-except SegpipeError as error:
-    raise WorkflowError(str(error))
-
 SEARCHED = ranges.configuration(PARAMS)
+
+
+def checked_search(wildcards):
+    """No file. A function of the input, so that a `search` that cannot be stops nobody but who asks for it, and him
+    before anything runs."""
+    try:
+        ranges.check(PARAMS, LABELS)
+    except SegpipeError as error:
+        raise WorkflowError(str(error))
+    return []
 
 
 rule search_worker:
     input:
+        checked_search,
         cases=rules.check.output.cases,
         fingerprint=rules.fingerprint.output,
         plan=rules.plan.output,

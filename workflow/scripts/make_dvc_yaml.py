@@ -106,12 +106,14 @@ def stage(rule: Any, params: Params) -> dict[str, Any]:
 
 
 def matrix(rule: Any, params: Params) -> dict[str, Any]:
-    """What a stage is repeated over. With a cascade the lists are written out: its first stage is trained as well, in
-    all folds, and it is preprocessed by a stage of its own.
+    """What a stage is repeated over, written out: were it `${folds}`, another list would make DVC remove or begin
+    trainings before a later stage, whose call has its own list, could refuse it.
+
+    Of a cascade the first stage is trained as well, in all folds, and it is preprocessed by a stage of its own.
     """
     cascade = [name for name in params.configurations if "cascade" in name]
     if not cascade or "configuration" not in rule.wildcard_names:
-        return {"configuration": "${configurations}", "fold": "${folds}"}
+        return {"configuration": list(params.configurations), "fold": list(params.folds)}
     alone = [name for name in params.trained if rule.name != "preprocess" or name not in cascade]
     return {"configuration": alone, "fold": list(range(params.splits.n_folds))}
 
