@@ -17,6 +17,7 @@ from scipy import stats
 from segpipe import params
 from segpipe.cli import main as command
 from segpipe.evaluation import summary
+from segpipe.experiments import settings
 
 LABELS = {
     "names": {"background": [0], "liver": [1], "vessel": [2]},
@@ -211,6 +212,20 @@ def test_what_makes_a_comparison_unfair_is_said(
     assert not any(note.startswith("1") for note in said)
 
 
+def test_settings_that_are_not_known_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a fold alone params.yaml is not looked for, of the cross-validation alone nothing is known."""
+    folder = experiment("a", dice(1), set_now={"train.epochs": 77})
+    alone = Path("summary.json")
+    write(alone, {**content([row(case, dice(2)[case], "results/fold_0") for case in CASES]), "members": {}})
+    compare(folder, f"{folder}/results/fold_0", f"{folder}/results/fold_1/summary.json", alone)
+    said = notes(capsys.readouterr().out)
+    assert [note for note in said if "settings" in note or "params.yaml" in note] == [
+        "1: params.yaml has changed since these results were made: train.epochs is 77, was 50",
+        "2, 3: of its settings only those of train, validate, evaluate are known",
+        "4: its settings are not known",
+    ]
+
+
 def test_folds_of_different_settings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     folder = experiment("a", dice(1))
     path = Path(folder, "results/fold_1/summary.json")
@@ -247,13 +262,45 @@ def test_settings_are_those_that_the_results_were_made_with(capsys: pytest.Captu
         "table.csv",
     )
     said = capsys.readouterr().out
-    settings = said.partition("Settings that differ, and which results have them\n\n")[2].partition("\n\n")[0]
-    assert [" ".join(line.split()) for line in settings.splitlines()] == [
+    shown = said.partition("Settings that differ, and which results have them\n\n")[2].partition("\n\n")[0]
+    assert [" ".join(line.split()) for line in shown.splitlines()] == [
         "plan.overrides.batch_size 2 (1 3) {'2d': 4} (2)",
         "train.epochs 50 (1 3) 9 (2)",
     ]
     assert [line["params.train.epochs"] for line in table()] == ["50", "9", "50"]
     assert [line["params.plan.overrides.batch_size"] for line in table()] == ["2", '{"2d": 4}', "2"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("train.best.fitness", ({"dice_mean": 1.0}, {"dice_liver": 1.0})),
+        ("train.loss.class_weights", ({"liver": 2.0}, {"vessel": 2.0})),
+        ("evaluate.nsd_tolerance_mm", ({"liver": 2.0, "vessel": 1.0}, {"liver": 2.0, "kidneys": 1.0})),
+        ("plan.overrides.patch_size", ({"2d": [64, 64]}, {"3d_fullres": [64, 64, 64]})),
+        ("plan.normalisation", ({"T1": "ct"}, {"T2": "ct"})),
+        ("ensemble.weights", ({"2d": 1.0}, {"3d_fullres": 1.0})),
+        ("search.ranges", ({"train.seed": [0, 1]}, {"train.epochs": [1, 2]})),
+        ("download.md5", ({"Task01_A": "0"}, {"Task02_B": "0"})),
+    ],
+)
+def test_a_setting_whose_keys_are_chosen_is_compared_as_a_whole(key: str, values: tuple[Any, Any]) -> None:
+    assert settings.differing([params.put(SETTINGS, key, value) for value in values]) == {key: list(values)}
+
+
+def test_a_setting_that_one_version_lacks_does_not_count() -> None:
+    older = {**SETTINGS, "train": {key: value for key, value in SETTINGS["train"].items() if key != "ema"}}
+    assert settings.differing([older, SETTINGS]) == {}
+
+
+def test_tolerances_of_other_classes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    of = [
+        {**SETTINGS, "evaluate": {**SETTINGS["evaluate"], "nsd_tolerance_mm": {name: 2.0}}}
+        for name in ("liver", "vessel")
+    ]
+    compare(*(experiment(str(i), dice(i), settings=one, set_now=one) for i, one in enumerate(of)))
+    said = notes(capsys.readouterr().out)
+    assert "2: scored otherwise: evaluate.nsd_tolerance_mm is {'vessel': 2.0}, not {'liver': 2.0}" in said
 
 
 # what is read

@@ -74,6 +74,11 @@ def test_all_but_what_is_set_stays_as_it_is(capsys: pytest.CaptureFixture[str]) 
     assert "segpipe compare experiments/*" in said
 
 
+def test_a_change_of_chosen_keys_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    init("experiments/a", "--set", "train.best.fitness={dice_liver: 1.0}")
+    assert "train.best.fitness: {'dice_liver': 1.0}   (was {'dice_mean': 1.0})\n" in capsys.readouterr().out
+
+
 def test_one_experiment_from_another() -> None:
     init("experiments/a", "--set", "train.epochs=7")
     init("experiments/b", "--from", "experiments/a", "--set", "train.seed=1")

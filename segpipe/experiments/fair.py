@@ -46,16 +46,20 @@ def remarks(reference: Result, result: Result) -> Iterator[str]:
     if reference.checkpoint and result.checkpoint and reference.checkpoint != result.checkpoint:
         what = f"{result.checkpoint}, not {reference.checkpoint}"
         yield f"another checkpoint: {what}; `best` was chosen by these very validation cases"
-    scored = [{key: one.recorded.get("evaluate", {}).get(key) for key in SCORING} for one in (reference, result)]
+    scored = [one.recorded.get("evaluate", {}) for one in (reference, result)]
+    scored = [{"evaluate": {key: one[key] for key in SCORING if key in one}} for one in scored]
     for key, (of_reference, own) in settings.differing(scored).items():
-        if None not in (of_reference, own):
-            yield f"scored otherwise: evaluate.{key} is {own}, not {of_reference}"
+        yield f"scored otherwise: {key} is {own}, not {of_reference}"
 
 
 def own_remarks(result: Result) -> Iterator[str]:
     """What has to be known of one result alone."""
     if result.mixed:
         yield "its folds were made with different settings or data: run snakemake to make them alike"
+    if not result.recorded and not result.params:
+        yield "its settings are not known"
+    elif result.params is None:
+        yield f"of its settings only those of {', '.join(result.recorded)} are known"
     edited = _edited(result)
     if edited:
         said = [f"{key} is {now}, was {then}" for key, (then, now) in list(edited.items())[:SHOWN]]
@@ -65,7 +69,9 @@ def own_remarks(result: Result) -> Iterator[str]:
 
 def _edited(result: Result) -> dict[str, list[object]]:
     """Settings that the results were made with, and those of params.yaml now; keys that only one has do not count."""
-    now = {name: (result.params or {}).get(name) or {} for name in result.recorded}
+    if result.params is None:
+        return {}
+    now = {name: result.params.get(name) or {} for name in result.recorded}
     return settings.differing([result.recorded, now])
 
 
