@@ -4,6 +4,7 @@ The launcher is the process that Snakemake, DVC or Slurm knows. It passes signal
 and ends as the rank did that failed first.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -82,7 +83,8 @@ class _Requests:
         if not found:  # not yet, or no longer
             self.obey()
         for rank in found:
-            rank.send_signal(number)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
 
     def obey(self) -> None:
         """End as who is ended by the first signal, if there was one."""
