@@ -4,16 +4,29 @@
 from segpipe.search import ranges
 
 SEARCHED = ranges.configuration(PARAMS)
+IS_LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 
 
 def checked_search(wildcards):
-    """No file. A function of the input, so that a `search` that cannot be stops nobody but who asks for it, and him
-    before anything runs."""
+    """No file. A function of the input: a `search` that cannot be stops a call that asks for it, before anything runs,
+    and no other one.
+    """
     try:
         ranges.check(PARAMS, LABELS)
     except SegpipeError as error:
         raise WorkflowError(str(error))
     return []
+
+
+def cores_of_worker():
+    """Workers that train side by side here share the cores: with 8 for each, the first would have those of a small
+    machine alone, and the others would come when all is done. On a cluster each has a request of its own.
+    """
+    if not IS_LOCAL:
+        return 8
+    gpu = workflow.global_resources["gpu"]
+    at_once = min(PARAMS.search.workers, getattr(gpu, "value", gpu))
+    return max(1, min(8, (workflow.resource_settings.cores or 8) // max(1, at_once)))
 
 
 rule search_worker:
@@ -31,7 +44,10 @@ rule search_worker:
         "logs/search/worker_{worker}.log",
     wildcard_constraints:
         worker=r"\d+",
-    threads: 8
+    # A worker that was killed is started once more: another one may have its trial by then, and the call ends well.
+    # On a cluster as often as its profile says.
+    retries: 1 if IS_LOCAL else None
+    threads: cores_of_worker()
     resources:
         gpu=1,
     params:

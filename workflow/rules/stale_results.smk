@@ -42,6 +42,5 @@ def jobs():
         for choice in itertools.product(*(values[name] for name in names)):
             chosen = dict(zip(names, choice))
             outputs = expand(files.output, **chosen)
-            yield expand(files.input, **chosen), [
-                IOFile(file, step) for file in outputs
-            ]
+            named = [file for file in files.input if not callable(file)]
+            yield expand(named, **chosen), [IOFile(file, step) for file in outputs]
