@@ -153,7 +153,7 @@ def test_equal_results_differ_by_nothing(capsys: pytest.CaptureFixture[str]) -> 
         assert parts == ["0.0", "0.0", "0.0", ""]
     said = capsys.readouterr().out
     assert "+0.0000" in said
-    assert "Before numbers" not in said
+    assert notes(said) == ["2: intervals over 6 cases are too narrow; p is at least 0.031"]
     assert "Settings that differ" not in said
 
 
@@ -163,10 +163,42 @@ def test_a_number_that_only_one_has_is_left_out_and_told(capsys: pytest.CaptureF
     steps = [other[case][1] - one[case][1] for case in "acdef"]
     assert float(table()[1]["difference_Dice_vessel"]) == pytest.approx(np.mean(steps))
     assert table()[1]["difference_Dice_vessel_cases"] == "5"
-    expected = "2: the difference in Dice leaves out cases where only one of the two has a number: 1 of vessel"
-    assert expected in notes(capsys.readouterr().out)
+    expected = "the difference in Dice leaves out cases where only one of the two has a number: 1 of vessel"
+    said = capsys.readouterr().out
+    assert f"2: {expected}" in notes(said)
+    assert expected in table()[1]["remarks"]
+    whole = np.nanmean([np.array(other[case], float) - one[case] for case in one], 0).mean()
+    assert f"{whole:+.4f} (1 in part)" in said
+    (vessel,) = [line for line in said.splitlines() if line.startswith("vessel")]
+    assert vessel.endswith("(5 cases)")
+    assert "(" not in next(line for line in said.splitlines() if line.startswith("liver"))
     compare(experiment("c", one), experiment("d", {**one, "b": (0.7, None)}), "--out", "table.csv")
     assert [table()[1][f"difference_Dice_vessel{part}"] for part in ("", "_low", "_high")] == ["0.0"] * 3
+
+
+def test_a_difference_over_fewer_cases_than_the_means_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its sign may be another than that of the means beside it."""
+    one = {"a": (0.5, 0.5), "b": (0.6, 0.6), "c": (0.9, 0.9)}
+    other = {"a": (0.6, 0.6), "b": (0.7, None), "d": (0.1, 0.1)}
+    compare(experiment("a", one), experiment("b", other))
+    said = capsys.readouterr().out
+    (liver, vessel) = (
+        next(line for line in said.splitlines() if line.startswith(name)) for name in ("liver", "vessel")
+    )
+    assert liver.split() == ["liver", "0.6667", "0.4667", "+0.1000*", "p", "0.5", "(2", "cases)"]
+    assert vessel.split() == ["vessel", "0.6667", "0.3500", "+0.1000", "p", "1", "(1", "cases)"]
+
+
+def test_ten_cases_are_not_few(capsys: pytest.CaptureFixture[str]) -> None:
+    compare(experiment("a", dice(1, "abcdefghij")), experiment("b", dice(2, "abcdefghij")))
+    assert not notes(capsys.readouterr().out)
+
+
+def test_a_case_without_any_number_of_one_is_told_at_the_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    compare(experiment("a", dice(1)), experiment("b", {**dice(2), "b": (None, None)}))
+    said = capsys.readouterr().out.partition("Difference to 1")[2].partition("\n\n")[2].partition("\n\n")[0]
+    assert said.splitlines()[1].split()[1] == "6"
+    assert said.count("(5 cases)") == 3
 
 
 def test_a_class_that_only_one_ever_finds_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,4 +477,5 @@ def test_two_experiments_never_touch_each_other(finished: Project, tmp_path: Pat
     assert lines[0]["dataset_digest"] == lines[1]["dataset_digest"]
     assert [line["cases"] for line in lines] == ["5", "3"]
     assert lines[1]["difference_Dice_cases"] == "3"
-    assert lines[1]["remarks"] == "other cases: 3, not 5; 3 in common, the difference is over these"
+    remarks = lines[1]["remarks"].split("; intervals over 3 cases are too narrow; p is at least 0.25")
+    assert remarks[0] == "other cases: 3, not 5; 3 in common, the difference is over these"

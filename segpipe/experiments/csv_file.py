@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe import digest
+from segpipe.experiments import tables
 from segpipe.experiments.compared import Comparison, Line
 from segpipe.experiments.pairs import FOREGROUND
 
@@ -23,7 +24,7 @@ def write(path: Path, comparison: Comparison) -> None:
         [dict(_means(line, comparison.names(line))) for _, line in lines],
         [dict(_differences(line, comparison.names(line))) for _, line in lines],
         [{f"params.{key}": _plain(of[i]) for key, of in comparison.settings.items() if i in of} for i, _ in lines],
-        [{"remarks": "; ".join(line.remarks)} for _, line in lines],
+        [{"remarks": "; ".join(tables.remarks(comparison, line))} for _, line in lines],
     ]
     columns = dict.fromkeys(column for group in groups for row in group for column in row)
     with digest.new_file(path) as temporary, temporary.open("w", newline="") as file:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segpipe.experiments import fair
 from segpipe.experiments.compared import Comparison, Line
 from segpipe.experiments.pairs import COMPARED, FOREGROUND, Difference
 
@@ -35,9 +36,14 @@ def notes(comparison: Comparison) -> list[str]:
     """What makes comparisons unfair, and what was left out of them, with the numbers of the results it is true of."""
     whose: dict[str, list[str]] = {}
     for number, line in _numbered(comparison):
-        for remark in [*line.remarks, *_left_out(comparison, line)]:
+        for remark in remarks(comparison, line):
             whose.setdefault(remark, []).append(number)
     return [f"{', '.join(numbers)}: {remark}" for remark, numbers in whose.items()]
+
+
+def remarks(comparison: Comparison, line: Line) -> list[str]:
+    """What has to be known of one result."""
+    return [*line.remarks, *_left_out(comparison, line)]
 
 
 def _numbered(comparison: Comparison) -> Iterator[tuple[str, Line]]:
@@ -84,11 +90,11 @@ def _differences(comparison: Comparison) -> Table:
     rows = []
     for number, line in _numbered(comparison):
         found = {metric: line.differences.get(metric, {}).get(FOREGROUND) for metric in COMPARED}
-        counts = [one.n for one in found.values() if one]
-        if any(counts):
+        n_cases = len(fair.common_cases(comparison.lines[comparison.reference].result, line.result))
+        if any(one and one.n for one in found.values()):
             of_dice = found["Dice"] and found["Dice"].p
-            cells = [cell for metric, one in found.items() for cell in _difference(one, metric)]
-            rows.append([number, str(max(counts)), *cells, NONE if of_dice is None else f"{of_dice:.2g}"])
+            cells = [cell for metric, one in found.items() for cell in _difference(one, metric, n_cases)]
+            rows.append([number, str(n_cases), *cells, NONE if of_dice is None else f"{of_dice:.2g}"])
     return _without_empty(
         Table(
             f"Difference to {comparison.reference + 1}, over the cases that both have; p of Dice (Wilcoxon)",
@@ -99,34 +105,51 @@ def _differences(comparison: Comparison) -> Table:
     )
 
 
-def _difference(one: Difference | None, metric: str) -> list[str]:
+def _difference(one: Difference | None, metric: str, n_cases: int) -> list[str]:
+    """The difference, marked where it is not over all classes of all common cases, and its interval."""
     if one is None or one.value is None:
         return [NONE] * 2
+    fewer = f" ({one.n} cases)" if one.n < n_cases else f" ({one.left_out} in part)" if one.left_out else ""
     between = NONE if one.low is None else f"{_signed(one.low, metric, 1)} to {_signed(one.high, metric, 1)}"
-    return [_signed(one.value, metric), between]
+    return [_signed(one.value, metric) + fewer, between]
 
 
 def _by_class(comparison: Comparison) -> Table:
-    """Dice, and the difference in it."""
+    """Dice, the difference in it and its p. Means are over all cases of a result: where a difference is over fewer
+    than either of them, how many stands beside it.
+    """
     classes = comparison.classes()
     columns = [["", *classes]]
+    reference = comparison.lines[comparison.reference]
     for number, line in _numbered(comparison):
         keys = {name: key for key, name in comparison.names(line).items()}
         means, steps = line.tables["mean"], line.differences.get("Dice")
         shown = (_number(means[keys[name]].get("Dice"), "Dice") if name in keys else NONE for name in classes)
         columns.append([number, *shown])
         if steps:
-            marked = (_marked(steps.get(keys.get(name, ""))) for name in classes)
-            columns.append([f"{number} - {comparison.reference + 1} ", *marked])
+            of_class = ((keys.get(name, ""), steps.get(keys.get(name, ""))) for name in classes)
+            marked = [_marked(one, _n_of_means(key, line, reference) if one else 0) for key, one in of_class]
+            width = max(len(beside) for _, beside in marked)
+            cells = [f"{value}{beside.ljust(width)}" for value, beside in marked]
+            columns.append([f"{number} - {comparison.reference + 1} {' ' * width}", *cells])
     head, *rows = map(list, zip(*columns, strict=True))
     return Table("Dice by class (*: the interval of the difference does not hold 0)", head, rows, 1)
 
 
-def _marked(one: Difference | None) -> str:
+def _n_of_means(key: str, *lines: Line) -> int:
+    """The most cases that a mean of Dice is over."""
+    return max(sum(case[key].get("Dice") is not None for case in line.result.cases.values()) for line in lines)
+
+
+def _marked(one: Difference | None, n_of_means: int) -> tuple[str, str]:
+    """The difference, and what stands beside it."""
     if one is None or one.value is None:
-        return f"{NONE} "
+        return f"{NONE} ", ""
     apart = one.low is not None and one.high is not None and (one.low > 0 or one.high < 0)
-    return _signed(one.value, "Dice") + ("*" if apart else " ")
+    p = "" if one.p is None else f"p {one.p:.2g}".ljust(len("p 0.0001"))
+    fewer = "" if one.n == n_of_means else f"({one.n} cases)"
+    beside = " ".join(filter(None, (p, fewer)))
+    return _signed(one.value, "Dice") + ("*" if apart else " "), beside and f" {beside}"
 
 
 def _settings(comparison: Comparison) -> Table:
