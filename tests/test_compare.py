@@ -296,7 +296,7 @@ def test_settings_are_those_that_the_results_were_made_with(capsys: pytest.Captu
     said = capsys.readouterr().out
     shown = said.partition("Settings that differ, and which results have them\n\n")[2].partition("\n\n")[0]
     assert [" ".join(line.split()) for line in shown.splitlines()] == [
-        "plan.overrides.batch_size 2 (1 3) {'2d': 4} (2)",
+        "plan.overrides.batch_size 2 (1 3) {2d: 4} (2)",
         "train.epochs 50 (1 3) 9 (2)",
     ]
     assert [line["params.train.epochs"] for line in table()] == ["50", "9", "50"]

@@ -76,7 +76,37 @@ def test_all_but_what_is_set_stays_as_it_is(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_change_of_chosen_keys_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     init("experiments/a", "--set", "train.best.fitness={dice_liver: 1.0}")
-    assert "train.best.fitness: {'dice_liver': 1.0}   (was {'dice_mean': 1.0})\n" in capsys.readouterr().out
+    assert "train.best.fitness: {dice_liver: 1.0}   (was {dice_mean: 1.0})\n" in capsys.readouterr().out
+
+
+def test_what_moves_along_is_no_change_and_values_are_yaml(capsys: pytest.CaptureFixture[str], project: Path) -> None:
+    set_in_source(dataset="data/raw/Dataset001_Own")
+    (project / "other/imagesTr").mkdir(parents=True)
+    init("experiments/a", "--set", "train.augment=false", "train.ema.decay=0.9")
+    assert [line for line in capsys.readouterr().out.splitlines() if line[0] == " "] == [
+        "  train.augment: false   (was true)",
+        "  train.ema.decay: 0.9   (was null)",
+    ]
+    init("experiments/b", "--dataset", "other")
+    said = capsys.readouterr().out
+    assert "  dataset: ../../other   (was data/raw/Dataset001_Own)\n" in said
+
+
+def test_the_call_that_compares_is_named_where_it_works(capsys: pytest.CaptureFixture[str]) -> None:
+    init("alone")
+    assert "segpipe compare" not in capsys.readouterr().out  # the project's own files lie beside it
+    init("experiments/a")
+    assert "compare:  segpipe compare experiments/*\n" in capsys.readouterr().out
+    Path("experiments/notes.txt").touch()
+    init("experiments/b")
+    assert "segpipe compare" not in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_the_source_is_said_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    set_in_source(train__augment=3)
+    said = refused(caplog, "experiments/a", "--set", "train.seed=none")
+    assert "where:    params.yaml: train.augment\n" in said
+    assert "where:    --set train.seed\n" in said
 
 
 def test_one_experiment_from_another() -> None:
@@ -137,14 +167,13 @@ def test_dots_are_counted_from_where_a_link_leads(project: Path, tmp_path: Path)
         (TASK, False, None, TASK),
         (TASK, True, None, f"../../{TASK}"),
         (GENERATED, False, TASK, TASK),
-        (GENERATED, True, "/", "/"),
         ("data/raw/Dataset001_Own", False, None, "../../data/raw/Dataset001_Own"),  # it may be on another machine
     ],
 )
 def test_where_the_dataset_lies(of_source: str, there: bool, given: str | None, expected: str, project: Path) -> None:
     set_in_source(dataset=of_source)
     if there:
-        (project / of_source).mkdir(parents=True)
+        (project / of_source / "imagesTr").mkdir(parents=True)
     init("experiments/a", *(["--dataset", given] if given else []))
     assert made()["dataset"] == expected
 
@@ -192,9 +221,10 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_written(caplog: py
     assert "experiments/a cannot be made: 5 problems" in said
     assert "did you mean 'epochs'?" in said
     assert "did you mean 'best'?" in said
-    assert "experiments/a/params.yaml: train.seed" in said
-    assert "where:    splits.file\n  found:    nowhere.json" in said
-    assert "found:    data/raw/Dataset001_Absent" in said
+    for option in ("--set train.epohs", "--set train.seed", "--set validate.checkpoint"):
+        assert f"where:    {option}\n" in said
+    assert "where:    --set splits.file\n  found:    nowhere.json" in said
+    assert "no such path\n  where:    --dataset\n  found:    data/raw/Dataset001_Absent" in said
     assert not Path("experiments").exists()
 
 
@@ -211,8 +241,15 @@ def test_an_experiment_is_never_overwritten(caplog: pytest.LogCaptureFixture) ->
     [
         (["params.yaml"], "not a folder"),
         (["a", "--from", "nowhere"], "no settings to start from\n  where:    nowhere"),
-        (["a", "--set", "train.epochs=[1"], "where:    --set train.epochs"),
-        (["a", "--set", "train.loss=3"], "a/params.yaml: train.loss"),
+        (["a", "--set", "train.epochs=[1"], "not a value\n  where:    --set train.epochs\n  found:    [1\n"),
+        (["a", "--set", "train.epochs=[1", "folds={"], "a cannot be made: 2 problems"),
+        (["a", "--set", "train.loss=3"], "where:    --set train.loss\n"),
+        (["a", "--set", "train.optimiser={name: sgd}"], "where:    --set train.optimiser (train.optimiser.betas)\n"),
+        (["a", "--set", "train.max_steps=3"], "where:    --set train.max_steps (train)\n"),
+        (["a", "--set", "folds=[7]"], "where:    --set folds\n"),
+        (["/proc/a"], "the experiment cannot be made\n  where:    /proc/a"),
+        (["params.yaml/a"], "the experiment cannot be made\n  where:    params.yaml/a"),
+        (["a", "--dataset", "."], "not a dataset\n  where:    --dataset\n  found:    ."),
     ],
 )
 def test_other_bad_input(arguments: list[str], message: str, caplog: pytest.LogCaptureFixture) -> None:

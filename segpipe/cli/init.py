@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.digest import PACKAGE
+from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.experiments import new
 from segpipe.params import PARAMS_FILE, parse
+from segpipe.params.editing import on_one_line
 
 
 def run(args: argparse.Namespace) -> None:
@@ -16,16 +18,39 @@ def run(args: argparse.Namespace) -> None:
 
     Raises SegpipeError with everything that is wrong.
     """
-    given = {key: parse(text, f"--set {key}") for key, text in args.set}
-    if args.dataset is not None:
-        given = {"dataset": args.dataset, **given}
+    given = _given(args)
     source = _source(args.source)
-    changes = new.make(args.folder, source, given)
+    try:
+        changes = new.make(args.folder, source, given)
+    except OSError as error:
+        expected, cure = "a folder that can be made and written", "name another one"
+        raise SegpipeError(
+            problem("the experiment cannot be made", where=args.folder, found=error, expected=expected, cure=cure)
+        ) from None
     print(f"{args.folder / PARAMS_FILE}: {source}" + (", but for" if changes else ""))
     for key, (before, after) in changes.items():
-        print(f"  {key}: {_shown(after)}   (was {_shown(before)})")
+        print(f"  {key}: {on_one_line(after)}   (was {on_one_line(before)})")
     print(f"run it:   {_call(args.folder)}")
-    print(f"compare:  segpipe compare {shlex.quote(os.fspath(args.folder.parent))}/*")
+    if _experiments_only(args.folder.parent):
+        print(f"compare:  segpipe compare {shlex.quote(os.fspath(args.folder.parent))}/*")
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the command line, by dotted key. Raises SegpipeError for all that is no YAML."""
+    given, wrong = {} if args.dataset is None else {"dataset": args.dataset}, []
+    for key, text in args.set:
+        try:
+            given[key] = parse(text, f"--set {key}")
+        except SegpipeError:
+            expected, cure = "YAML: 3, null, [0, 1], {a: 1}", "correct it, in quotes for the shell: 'folds=[0, 1]'"
+            wrong.append(problem("not a value", where=f"--set {key}", found=text, expected=expected, cure=cure))
+    raise_all(f"{args.folder} cannot be made", wrong)
+    return given
+
+
+def _experiments_only(folder: Path) -> bool:
+    """Whether all that a shell's FOLDER/* finds can be compared."""
+    return all((path / PARAMS_FILE).is_file() for path in folder.glob("[!.]*"))
 
 
 def _source(given: Path | None) -> Path:
@@ -45,7 +70,3 @@ def _call(folder: Path) -> str:
     if rules.exists():
         return f"{call} --snakefile {shlex.quote(os.fspath(rules))}"
     return f"{call} --snakefile CLONE/Snakefile, where CLONE is a clone of segpipe"
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -28,17 +28,18 @@ def make(folder: Path, source: Path, given: Mapping[str, Any]) -> dict[str, list
     the working directory. A dataset that the pipeline generates or downloads is made anew in the new folder, unless
     the given path leads to one. Own modules, which are looked for beside params.yaml, are copied.
 
-    Returns the two values, old and new, of every key that differs from the source.
+    Returns the two values, old and new, of every setting that was given and differs from the source.
 
-    Raises SegpipeError with everything that is wrong; nothing is written then.
+    Raises SegpipeError with everything that is wrong; nothing is written then. Raises OSError where the folder cannot
+    be written.
     """
     target = folder / PARAMS_FILE
     raise_all(f"{folder} cannot be made", [*_in_the_way(target), *_no_source(source)])
     old = source.read_text()
     text = params_yaml.changed(old, given, source)
-    raw = params_yaml.parse(text, source)
-    wrong = params_yaml.problems(raw, target)
-    params = None if wrong else params_yaml.validated(raw, target)
+    before, raw = (params_yaml.parse(each, source) for each in (old, text))
+    wrong = list(_wrong(before, raw, source, given))
+    params = None if wrong else params_yaml.validated(raw, source)
     own = modules.files(params.train.import_paths().values(), [source.parent, Path()]) if params else {}
     raise_all(f"{folder} cannot be made", [*wrong, *_absent(raw, given), *_others(own, folder)])
     assert params is not None
@@ -46,7 +47,27 @@ def make(folder: Path, source: Path, given: Mapping[str, Any]) -> dict[str, list
     for file, place in own.items():
         digest.copy(file, folder / place)
     digest.write_text(target, text)
-    return settings.differing([params_yaml.parse(each, target) for each in (old, text)])
+    changes = settings.differing([before, params_yaml.parse(text, source)])
+    return {key: values for key, values in changes.items() if key in settings.differing([before, raw])}
+
+
+def _wrong(before: Any, raw: Any, source: Path, given: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the settings: of the source, or of what was given."""
+    of_source = params_yaml.problems(before, source)
+    for said in params_yaml.problems(raw, source):
+        where = re.search(rf"\n  where:    {re.escape(str(source))}: (.+)\n", said)
+        if said in of_source or where is None:
+            yield said
+            continue
+        key = where[1]
+        near = [one for one in given if f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.")]
+        options = ", ".join(_option(one) + (f" ({key})" if one in near and one != key else "") for one in near or given)
+        yield said.replace(where[0], f"\n  where:    {options}\n", 1)
+
+
+def _option(key: str) -> str:
+    """How a setting is given on the command line."""
+    return "--dataset" if key == "dataset" else f"--set {key}"
 
 
 def _in_the_way(target: Path) -> Iterator[str]:
@@ -67,16 +88,20 @@ def _no_source(source: Path) -> Iterator[str]:
 
 def _absent(raw: Any, given: Mapping[str, Any]) -> Iterator[str]:
     """Given paths that lead nowhere. Those of the source are left to the run: they may be on another machine."""
-    for key in ("dataset", *FILES):
+    expected, cure = "a path from the working directory, or an absolute one", "correct it"
+    for key in FILES:
         path = given.get(key)
-        if not isinstance(path, str) or os.path.exists(path) or (key == "dataset" and _is_made(path)):
-            continue
-        expected, cure = "a path from the working directory, or an absolute one", "correct it"
-        if key == "dataset":
-            expected += (
-                f"; or {GENERATED}, which is generated; or a task that is downloaded, data/raw/Task04_Hippocampus"
-            )
-        yield problem("no such path", where=key, found=path, expected=expected, cure=cure)
+        if isinstance(path, str) and not os.path.exists(path):
+            yield problem("no such path", where=_option(key), found=path, expected=expected, cure=cure)
+    dataset = given.get("dataset")
+    if not isinstance(dataset, str) or any(Path(dataset, name).exists() for name in ("imagesTr", "dataset.json")):
+        return
+    there = os.path.exists(dataset)
+    if there or not _is_made(dataset):
+        what = "not a dataset" if there else "no such path"
+        made = f"{GENERATED}, which is generated; or a task that is downloaded, data/raw/Task04_Hippocampus"
+        expected = f"a folder with imagesTr or dataset.json; or {made}"
+        yield problem(what, where=_option("dataset"), found=dataset, expected=expected, cure=cure)
 
 
 def _is_made(dataset: str) -> bool:

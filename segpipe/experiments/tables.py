@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from segpipe.experiments import fair
 from segpipe.experiments.compared import Comparison, Line
 from segpipe.experiments.pairs import COMPARED, FOREGROUND, Difference
+from segpipe.params.editing import on_one_line
 
 WIDTH = 100  # columns of a terminal
 LONGEST = 28  # characters of a name in a table
@@ -158,13 +158,9 @@ def _settings(comparison: Comparison) -> Table:
     for key, values in comparison.settings.items():
         whose: dict[str, list[str]] = {}
         for index, value in values.items():
-            whose.setdefault(_setting(value), []).append(str(index + 1))
+            whose.setdefault(on_one_line(value), []).append(str(index + 1))
         rows.append([key, "   ".join(f"{value} ({' '.join(numbers)})" for value, numbers in whose.items())])
     return Table("Settings that differ, and which results have them", ["", ""], rows, 2)
-
-
-def _setting(value: Any) -> str:
-    return "null" if value is None else str(value)
 
 
 def _number(value: float | None, metric: str) -> str:

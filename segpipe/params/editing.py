@@ -50,7 +50,7 @@ def _edited(text: str, keys: list[str], raw: Any) -> str:
     while depth < len(keys) and (entry := _entry(node, keys[depth])):
         end_of_key, node = entry[0].end_mark.index, entry[1]
         depth += 1
-    value = _on_one_line(reduce(lambda block, key: block[key], keys[: max(depth, 1)], raw))
+    value = on_one_line(reduce(lambda block, key: block[key], keys[: max(depth, 1)], raw))
     if depth == 0:
         return f"{text.rstrip()}\n{keys[0]}: {value}\n"
     start, end = node.start_mark.index, _end(node)
@@ -76,6 +76,7 @@ def _end(node: yaml.Node) -> int:
     return int(node.end_mark.index)
 
 
-def _on_one_line(value: Any) -> str:
+def on_one_line(value: Any) -> str:
+    """A value as YAML has it in one line: null, false, {2d: 12}."""
     dumped: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
     return dumped.removesuffix("\n").removesuffix("\n...")

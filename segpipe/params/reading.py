@@ -62,7 +62,7 @@ def _text(path: Path) -> str:
                 where=path,
                 found="no such file",
                 expected="params.yaml in the working directory",
-                cure="run from the project's folder, or copy params.yaml there",
+                cure="run from the project's folder, or make an experiment: segpipe init FOLDER",
             )
         ) from None
 
