@@ -198,5 +198,12 @@ DECIDING_MODULES = {
         "report/page.py",
     ),
     "search_worker": ("search/ranges.py", "search/trial.py"),  # what a trial is worth; not which ones are tried
-    "search": ("search/ranges.py", "search/study.py", "search/plots.py", "search/kept.py", "search/results.py"),
+    "search": (
+        "search/ranges.py",
+        "search/study.py",
+        "search/table.py",
+        "search/plots.py",
+        "search/kept.py",
+        "search/results.py",
+    ),
 }

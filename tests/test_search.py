@@ -1,6 +1,8 @@
 """A job of a search with real, tiny trainings: what it tells the study, what it leaves, and what ends it."""
 
 import csv
+import io
+import logging
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from segpipe import digest
 from segpipe.errors import SegpipeError
 from segpipe.params import changed
 from segpipe.prepare import planning
-from segpipe.search import identity, results, trial, worker
+from segpipe.search import identity, results, table, trial, worker
 from segpipe.search.study import REASON, Search
 from segpipe.search.trial import Data
 from segpipe.training import interrupt, job
@@ -110,6 +112,31 @@ def test_all_trials_are_trained_and_the_best_is_written_where_people_and_the_pip
     assert metrics == (search.folder / f"trial_{best['number']}/3d_fullres/fold_0/metrics.csv").read_text()
 
 
+def test_while_it_goes_on_there_is_a_table_of_what_has_ended_so_far(work, data, tmp_path, monkeypatch):
+    failing(monkeypatch, 2, SegpipeError("the disk is full"))
+    with pytest.raises(SegpipeError):
+        work(search__trials=2)
+    (path,) = tmp_path.glob("results/search/*/trials.csv")
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["number"], row["state"]) for row in rows] == [("0", "complete")]
+    assert float(rows[0]["value"]) == pytest.approx(study(tmp_path, data, settings()).trials[0].value)
+
+
+def test_every_message_of_a_training_says_which_trial_it_is_of(work, monkeypatch):
+    said, handler = io.StringIO(), logging.StreamHandler()
+    handler.setStream(said)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    search = work(search__trials=2)
+    *lines, last = said.getvalue().splitlines()
+    assert last.startswith("search ")
+    assert lines[0].startswith("trial 0: of 2: train.optimiser.learning_rate: ")
+    assert {line.split(":")[0] for line in lines} == {"trial 0", "trial 1"}
+    assert any(": epoch 2" in line for line in lines)
+    (log,) = search.folder.glob("trial_1/3d_fullres/fold_0/state/*/train.log")
+    assert "trial 1" not in log.read_text()
+
+
 def test_a_worker_that_has_nothing_to_do_ends_at_once(work, monkeypatch):
     work(search__trials=1)
     monkeypatch.setattr(job, "train", None)
@@ -121,7 +148,7 @@ def test_a_training_that_fails_by_its_settings_is_a_failed_trial(work, tmp_path,
     search = work(search__trials=2)
     assert states(search)[:2] == ["FAIL", "COMPLETE"]
     assert search.trials[0].user_attrs[REASON].startswith("the training diverged")
-    assert "the training diverged found: nan" in results.table(search)
+    assert "the training diverged found: nan" in table.of(search)
 
 
 def test_a_training_that_really_diverges_is_a_failed_trial(work):

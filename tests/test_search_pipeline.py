@@ -1,4 +1,4 @@
-"""`snakemake search` as it is called: two workers side by side, one of them killed, the same command once more."""
+"""`snakemake search` as it is called: two workers side by side, one of them killed and started once more."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from conftest import Project, wait_until
 
 TRIALS, EPOCHS = 4, 6
-CALL = ("search", "--set-threads", "search_worker=1", "--resources", "gpu=2")
+CALL = ("search", "--resources", "gpu=2")
 ENDED = {1: "complete", 2: "pruned", 3: "fail"}  # in Optuna's journal
 
 
@@ -63,9 +63,9 @@ def test_a_search_of_which_a_worker_is_killed_loses_no_trial(copy: Project, kill
     victim, pid = victims[0]
     os.kill(pid, signal.SIGKILL)
     before = ended(copy)
-    assert process.wait(240) != 0
-
-    copy.snakemake(*CALL)
+    assert process.wait(240) == 0, copy.said.read_text()
+    said = copy.said.read_text()
+    assert all(said.index(f"search: worker {worker}") < said.index("all of") for worker in (0, 1))  # side by side
     assert [int(row["number"]) for row in rows(copy)] == list(range(TRIALS))
     assert before
     assert before.items() <= {int(row["number"]): row["state"] for row in rows(copy)}.items()
@@ -80,7 +80,24 @@ def test_a_search_of_which_a_worker_is_killed_loses_no_trial(copy: Project, kill
     assert copy.planned("search") == {"search_worker": 2, "search": 1}
 
 
-def test_a_range_that_cannot_be_stops_every_call(fresh: Project) -> None:
+def test_a_search_that_cannot_be_stops_who_asks_for_it_before_anything_runs(fresh: Project) -> None:
     fresh.set("search.ranges", {"train.optimizer.learning_rate": {"low": 0.1, "high": 0.2}})
-    said = fresh.snakemake("--dry-run", ok=False)
-    assert "did you mean 'train.optimiser.learning_rate'?" in said
+    fresh.set("search.measure", "dice_kidney")
+    for targets in ((), ("results/fold_0/summary.json",)):
+        assert fresh.planned(*targets)["train"] >= 1
+    for call in (("search", "--dry-run"), ("search",)):
+        said = fresh.snakemake(*call, ok=False)
+        assert said.count("params.yaml: search: 2 problems") == 1
+        assert "did you mean 'train.optimiser.learning_rate'?" in said
+        assert "did you mean 'dice_kidneys'?" in said
+    assert not (fresh.folder / "data").exists()
+
+
+def test_a_failed_job_takes_what_was_made_of_it_with_a_wrong_search_as_well(copy: Project) -> None:
+    copy.set("search.measure", "dice_spleen")
+    copy.set("splits.n_folds", 9)  # more than there are cases
+    summary = copy.folder / "results/fold_0/summary.json"
+    assert summary.exists()
+    said = copy.snakemake("results/fold_0/summary.json", ok=False)
+    assert "removed, what it was made of is gone: results/fold_0/summary.json" in said
+    assert not summary.exists()

@@ -4,7 +4,7 @@ import pytest
 from tiny import labels_of, params
 
 from segpipe.errors import SegpipeError
-from segpipe.search import ranges
+from segpipe.search import ranges, study
 
 LABELS = labels_of({"background": 0, "liver": 1, "kidneys": 2, "vessel": 3})
 RATE = {"train.optimiser.learning_rate": {"low": 1e-3, "high": 0.1, "log": True}}
@@ -76,10 +76,30 @@ def test_a_value_that_the_setting_does_not_take_is_refused_before_anything_runs(
         ({"low": 0.01, "high": 0.1, "log": 1}, "true or false"),
         ({"low": 0.01, "high": 0.1, "step": 0.5}, "a step above 0"),
         ([0.1, 0.1], "different choices"),
+        ([0.1], "two different choices"),
+        ([], "two different choices"),
+        ("0.1", "a list of choices, or {low"),
+        (None, "a list of choices, or {low"),
+        ({"low": 0.01, "hihg": 0.1}, "a list of choices, or {low"),
+        ({"low": 0.01, "high": 0.1, "every": 2}, "a list of choices, or {low"),
     ],
 )
 def test_what_is_no_range_is_refused(given, expected):
-    assert expected in refusal_of("train.optimiser.learning_rate", given)
+    said = refusal_of("train.optimiser.learning_rate", given)
+    assert expected in said
+    assert "1 problem\n" in said
+
+
+def test_a_search_of_nothing_is_refused():
+    assert "nothing to vary" in refusal(search__ranges={})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "null"), (True, "true"), ([0, 1], "[0, 1]"), ("dice", "dice"), (0.123456, "0.1235")]
+)
+def test_values_are_written_as_in_params_yaml(value, text):
+    assert study.listed({"train.mirror_axes": value}) == f"train.mirror_axes: {text}"
+    assert f"found:    {text}\n" in refusal_of("train.epochs", [{"no": "value"}, value])
 
 
 @pytest.mark.parametrize(

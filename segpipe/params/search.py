@@ -6,10 +6,6 @@ from pydantic import Field
 
 from segpipe.params.fields import Configuration, Count, Section
 
-# plain data here; segpipe/search/ranges.py knows the settings that are varied, and says what is wrong with a range
-Ends = dict[Literal["low", "high", "log", "step"], bool | int | float]
-Choices = Annotated[list[Any], Field(min_length=2)]
-
 
 class Pruner(Section):
     """When a trial that leads nowhere is ended."""
@@ -22,7 +18,8 @@ class Pruner(Section):
 class Search(Section):
     """Trainings with other settings."""
 
-    ranges: Annotated[dict[str, Choices | Ends], Field(min_length=1)]
+    # plain data here; segpipe/search/ranges.py knows the settings that are varied, and says what is wrong with a range
+    ranges: dict[str, Any]
     trials: Count
     workers: Count
     configuration: Configuration | None

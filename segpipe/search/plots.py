@@ -13,8 +13,8 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from segpipe import digest
-from segpipe.search.ranges import Range
-from segpipe.search.study import Search, label
+from segpipe.search.ranges import Range, written
+from segpipe.search.study import Search
 
 BEST = "#d95f02"
 COLOURS = {TrialState.COMPLETE: "#1b6ca8", TrialState.PRUNED: "#a8a8a8", TrialState.FAIL: "#8c1515"}
@@ -95,7 +95,7 @@ def _slice(axes: Axes, search: Search, key: str, one: Range) -> None:
     axes.set_title(key, fontsize="medium")
     axes.set_ylabel(search.settings.measure)
     if one.choices is not None:
-        axes.set_xticks(range(len(one.choices)), [str(label(choice)) for choice in one.choices])
+        axes.set_xticks(range(len(one.choices)), [written(choice) for choice in one.choices])
         axes.set_xlim(-0.5, len(one.choices) - 0.5)
         return
     if one.log:

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ FIXED = ("train.best", "train.val_iterations_per_epoch", "train.full_validation"
 # Settings of `plan` that preprocessing does not depend on, so that the same cases serve every trial
 PLANNED = ("plan.preset", "plan.gpu_memory_gb", *(f"plan.overrides.{key}" for key in ("batch_size", "features_base")))
 PLANNED += ("plan.overrides.patch_size",)
+KEYS = {"low", "high", "log", "step"}
 NO_MEASURE = ("epoch", "step", "learning_rate")
 
 
@@ -64,7 +66,7 @@ def applied(params: Params, values: Mapping[str, Any]) -> Params:
     try:
         return Params.model_validate(_raw(params, values))
     except ValidationError as error:
-        listed = ", ".join(f"{key}: {value}" for key, value in values.items())
+        listed = ", ".join(f"{key}: {written(value)}" for key, value in values.items())
         expected, cure = "settings that go together", "narrow search.ranges"
         what = "values that cannot be used together"
         raise SegpipeError(problem(what, where=listed, found=_said(error), expected=expected, cure=cure)) from None
@@ -76,6 +78,13 @@ def value_of(params: Params, key: str) -> Any:
     for name in key.split("."):
         value = value[name]
     return value
+
+
+def written(value: Any) -> str:
+    """A value as a line of params.yaml has it; numbers with four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def configuration(params: Params) -> str:
@@ -126,6 +135,9 @@ def check(params: Params, labels: Labels | None) -> None:
 
 
 def _range_problems(params: Params, labels: Labels | None) -> Iterator[str]:
+    if not params.search.ranges:
+        expected, cure = "a setting or more", "name what is varied, as train.optimiser.learning_rate: [0.01, 0.02]"
+        yield problem("nothing to vary", where="params.yaml: search.ranges", found="{}", expected=expected, cure=cure)
     existing = [key for name in ("train", "plan") for key in _paths(name, section(params, name))]
     known = [key for key in existing if key.startswith(PLANNED if key.startswith("plan.") else "train.")]
     known = [key for key in known if not key.startswith(FIXED)]
@@ -136,15 +148,17 @@ def _range_problems(params: Params, labels: Labels | None) -> Iterator[str]:
             continue
         shape = _shape_problem(given)
         if shape:
-            yield problem("a range that is none", where=where, found=given, expected=shape, cure="correct it")
+            yield problem("a range that is none", where=where, found=written(given), expected=shape, cure="correct it")
             continue
         values = given if isinstance(given, list) else [given["low"], given["high"]]
         refused = [(value, why) for value in values if (why := _refusal(params, labels, key, value))]
         for value, why in refused:
-            yield problem("a value that the setting does not take", where=where, found=value, expected=why, cure=CURE)
+            yield problem(
+                "a value that the setting does not take", where=where, found=written(value), expected=why, cure=CURE
+            )
         if not refused and params.search.sampler == "grid" and _is_endless(_range(params, key, given)):
             expected, cure = "a list of choices, or a step", "add `step`, list the values, or take another sampler"
-            yield problem("a grid of any numbers", where=where, found=given, expected=expected, cure=cure)
+            yield problem("a grid of any numbers", where=where, found=written(given), expected=expected, cure=cure)
 
 
 CURE = "correct the range; the comment beside the setting says what it takes"
@@ -164,7 +178,14 @@ def _no_such_key(key: str, known: list[str], existing: list[str], where: str) ->
 def _shape_problem(given: Any) -> str | None:
     """What is expected of a range instead, whatever its setting is."""
     if isinstance(given, list):
-        return "different choices" if any(a == b for a, b in itertools.combinations(given, 2)) else None
+        differ = len(given) > 1 and not any(a == b for a, b in itertools.combinations(given, 2))
+        return None if differ else "two different choices or more"
+    if not isinstance(given, dict) or not given.keys() <= KEYS:
+        return "a list of choices, or {low: ..., high: ...}, with `log: true` or a `step`"
+    return _ends_problem(given)
+
+
+def _ends_problem(given: dict[str, Any]) -> str | None:
     if not _is_number(given.get("low")) or not _is_number(given.get("high")) or not given["low"] < given["high"]:
         return "numbers as `low` and `high`, low below high"
     if not isinstance(given.get("log", False), bool):
@@ -250,4 +271,5 @@ def _raw(params: Params, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _said(error: ValidationError) -> str:
     """What the schema says, on one line."""
-    return "; ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in error.errors()))
+    said = (item["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for item in error.errors())
+    return "; ".join(dict.fromkeys(said))

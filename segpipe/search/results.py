@@ -1,12 +1,8 @@
 """What a search found: the table of its trials, and params.yaml with the best values."""
 
-import csv
-import io
-import json
 import time
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -14,7 +10,7 @@ from segpipe import digest
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import PARAMS_FILE, Params
 from segpipe.params.editing import changed
-from segpipe.search import kept, plots
+from segpipe.search import kept, plots, table
 from segpipe.search.study import PRESENT, REASON, Search, listed
 
 log = getLogger(__name__)
@@ -35,7 +31,7 @@ def write(markers: list[Path], params: Params, out: Path) -> None:
     if best is None:
         raise SegpipeError(_none_finished(search))
     kept.tidy(search)
-    digest.write_text(out / "trials.csv", table(search))
+    table.write(search, out)
     plots.draw(search, out)
     digest.write_text(out / "best_params.yaml", changed(PARAMS_FILE.read_text(), search.values(best), PARAMS_FILE))
     kept.publish(search.folder_of(best.number), out.parent)
@@ -70,35 +66,6 @@ def _none_finished(search: Search) -> str:
     found = f"{len(search.trials)} trials; the first reason:\n{reasons[0]}" if reasons else "no trial"
     expected, cure = "trials that come to their end", "narrow search.ranges, or see to the reason"
     return problem("no trial was finished", where=search.folder, found=found, expected=expected, cure=cure)
-
-
-def table(search: Search) -> str:
-    """A line per trial: what it was, what came of it. An empty field where there is nothing to say."""
-    text = io.StringIO()
-    columns = ["number", "state", "value", "epochs", *search.ranges, "digests", "reason"]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for one in search.trials:
-        if one.state != TrialState.WAITING:
-            values = {key: _cell(value) for key, value in search.values(one).items()}
-            writer.writerow({**_facts(search, one), **values})
-    return text.getvalue()
-
-
-def _facts(search: Search, one: FrozenTrial) -> dict[str, Any]:
-    states = sorted(search.folder_of(one.number).glob("*/fold_*/state/*/"))
-    return {
-        "number": one.number,
-        "state": one.state.name.lower(),
-        "value": "" if one.value is None else f"{one.value:.6g}",
-        "epochs": len(one.intermediate_values),
-        "digests": " ".join(state.name for state in states),
-        "reason": " ".join(one.user_attrs.get(REASON, "").split()),
-    }
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) or value is None else value
 
 
 def summary(search: Search, best: FrozenTrial, params: Params) -> str:

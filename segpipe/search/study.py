@@ -215,5 +215,4 @@ def _suggest(trial: optuna.Trial, key: str, one: Range) -> None:
 
 def listed(values: dict[str, Any]) -> str:
     """The settings of a trial on one line."""
-    texts = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
-    return ", ".join(f"{key}: {text}" for key, text in texts.items())
+    return ", ".join(f"{key}: {ranges.written(value)}" for key, value in values.items())
