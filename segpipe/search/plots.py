@@ -1,5 +1,6 @@
 """Plots of a search: how it went, what each setting did to the value, which settings mattered."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def history(search: Search) -> Figure:
 def curves(search: Search) -> Figure:
     """The value of each trial after each epoch; of those that were pruned, until then. Numbers are those of trials."""
     figure, axes = _one()
-    best = search.best()
+    best, ends = search.best(), []
     for one in search.trials:
         if one.intermediate_values and one.state in NAMES:
             epochs, values = zip(*sorted(one.intermediate_values.items()), strict=True)
@@ -58,18 +59,26 @@ def curves(search: Search) -> Figure:
             if best is not None and one.number == best.number:
                 style = {"color": BEST, "linewidth": 2.5, "label": "best", "zorder": 3}
             axes.plot(epochs, values, marker="." if len(epochs) < 10 else "", **style)
-            axes.annotate(
-                str(one.number),
-                (epochs[-1], values[-1]),
-                (4, -2),
-                textcoords="offset points",
-                fontsize="x-small",
-                color=style["color"],
-            )
+            ends.append((epochs[-1], values[-1], str(one.number), style["color"]))
+    _number(axes, ends)
     axes.set(title="Learning curves", xlabel="epoch", ylabel=search.settings.measure)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     return figure
+
+
+def _number(axes: Axes, ends: list[tuple[int, float, str, str]]) -> None:
+    """Numbers behind the ends of curves, (epoch, value, number, colour). Where curves end close to each other, one more
+    to the right for each.
+    """
+    bottom, top = axes.get_ylim()
+    places: list[tuple[int, int, float]] = []  # epoch, column, value
+    for epoch, value, number, colour in sorted(ends):
+        taken = {column for at, column, other in places if at == epoch and abs(other - value) < (top - bottom) / 25}
+        column = next(column for column in itertools.count() if column not in taken)
+        places.append((epoch, column, value))
+        shift = (4 + 14 * column, -2)
+        axes.annotate(number, (epoch, value), shift, textcoords="offset points", fontsize="x-small", color=colour)
 
 
 def slices(search: Search) -> Figure:
