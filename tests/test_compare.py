@@ -294,10 +294,11 @@ def test_settings_are_those_that_the_results_were_made_with(capsys: pytest.Captu
         "table.csv",
     )
     said = capsys.readouterr().out
-    shown = said.partition("Settings that differ, and which results have them\n\n")[2].partition("\n\n")[0]
+    shown = said.partition("Settings that differ\n\n")[2].partition("\n\n")[0]
     assert [" ".join(line.split()) for line in shown.splitlines()] == [
-        "plan.overrides.batch_size 2 (1 3) {2d: 4} (2)",
-        "train.epochs 50 (1 3) 9 (2)",
+        "1 2 3",
+        "plan.overrides.batch_size 2 {2d: 4} 2",
+        "train.epochs 50 9 50",
     ]
     assert [line["params.train.epochs"] for line in table()] == ["50", "9", "50"]
     assert [line["params.plan.overrides.batch_size"] for line in table()] == ["2", '{"2d": 4}', "2"]
@@ -406,7 +407,10 @@ def test_what_has_no_results_is_named_all_at_once(
     caplog.clear()
     with caplog.at_level("INFO"):
         compare(*paths, "--only-finished")
-    assert caplog.text.count("left out: ") == 5
+    left_out = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out: ")]
+    assert left_out[0] == "left out: experiments/b c: no results: an experiment that has not come to a summary"
+    assert len(left_out) == 5
+    assert not any("\n" in line for line in left_out)
     assert "1  experiments/a" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         compare("absent", "--only-finished")

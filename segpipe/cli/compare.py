@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
         require_file(args.out)
     results, left_out = compared.read(args.paths, args.only_finished)
     for said in left_out:
-        log.info("left out: %s\n", said)
+        log.info("left out: %s", said)
     comparison = compared.compare(results, args.reference, settings)
     print("\n\n".join(map(tables.text, tables.of(comparison))))
     if notes := tables.notes(comparison):

@@ -55,20 +55,26 @@ class Comparison:
 
 
 def read(paths: Sequence[Path], only_finished: bool) -> tuple[list[Result], list[str]]:
-    """The results of all paths, and what is said of those without; raised where `only_finished` does not allow it.
+    """The results of all paths, and a line on each without; raised where `only_finished` does not allow it.
 
     Raises SegpipeError with everything that is missing or no summary.
     """
     results: list[Result] = []
-    wrong: list[str] = []
+    wrong: dict[Path, str] = {}
     for path in paths:
         try:
             results += found.read(path)
         except SegpipeError as error:
-            wrong.append(str(error))
+            wrong[path] = str(error)
     if not only_finished or not results:
-        raise_all("nothing is compared", wrong)
-    return results, wrong
+        raise_all("nothing is compared", wrong.values())
+    return results, [_in_short(path, said) for path, said in wrong.items()]
+
+
+def _in_short(path: Path, said: str) -> str:
+    """What is wrong and what was found, of a problem in several lines."""
+    what, *parts = said.splitlines()
+    return ": ".join([str(path), what, *(part.partition("found:")[2].strip() for part in parts if "found:" in part)])
 
 
 def compare(results: Sequence[Result], reference: Path | None, evaluate: Evaluate) -> Comparison:

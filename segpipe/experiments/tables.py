@@ -153,14 +153,13 @@ def _marked(one: Difference | None, n_of_means: int) -> tuple[str, str]:
 
 
 def _settings(comparison: Comparison) -> Table:
-    """Each value with the results that have it."""
-    rows = []
-    for key, values in comparison.settings.items():
-        whose: dict[str, list[str]] = {}
-        for index, value in values.items():
-            whose.setdefault(on_one_line(value), []).append(str(index + 1))
-        rows.append([key, "   ".join(f"{value} ({' '.join(numbers)})" for value, numbers in whose.items())])
-    return Table("Settings that differ, and which results have them", ["", ""], rows, 2)
+    """A column per result."""
+    numbers = range(len(comparison.lines))
+    rows = [
+        [key, *(on_one_line(values[i]) if i in values else NONE for i in numbers)]
+        for key, values in comparison.settings.items()
+    ]
+    return Table("Settings that differ", ["", *(str(i + 1) for i in numbers)], rows, 1)
 
 
 def _number(value: float | None, metric: str) -> str:
