@@ -170,7 +170,9 @@ def again(number: int, trials: Trials) -> bool:
 
 def report(facts: dict[str, bool], number: int, said: str, trials: Trials) -> str:
     """The page."""
-    shown = re.compile(r"^(trial \d+: (of|training|goes|pruned|dice)|search results|best|first|Job \d+: search)")
+    shown = re.compile(
+        r"^(trial \d+: (of|goes|pruned|dice|.*: (starts|continues))|search results|best|first|Job \d+: search)"
+    )
     lines = [line for line in said.splitlines() if shown.match(line)]
     table = [f"| {one} | {row['state']} | {row['value']} |" for one, row in trials.items()]
     verdicts = [f"- {'yes' if holds else 'NO'}: {fact}" for fact, holds in facts.items()]
