@@ -113,7 +113,10 @@ def in_the_middle(folder: Path, folds: list[int], epochs: int) -> tuple[str, int
 def has_trained(folder: Path, job: str, fold: int) -> bool:
     """Whether the job has finished an epoch since it was last started; Snakemake removes the log at each start."""
     log = folder / f"logs/train/{CONFIGURATION}/fold_{fold}.log"
-    started = datetime.fromisoformat(shell("squeue", "--noheader", "--format=%S", f"--jobs={job}").strip())
+    said = shell("squeue", "--noheader", "--format=%S", f"--jobs={job}").strip()
+    if not said:  # it has ended since
+        return False
+    started = datetime.fromisoformat(said)
     return log.exists() and log.stat().st_mtime > started.timestamp() and "\nepoch" in log.read_text()
 
 
@@ -127,7 +130,15 @@ def wait_until_pending(job: str, act: Callable[[], Any]) -> None:
     """Do something that takes a running job back into the queue, and wait until it is there or runs again."""
     before = restarts(job)
     act()
-    wait_for(f"job {job} requeued", lambda: queue()[job][0] == "PENDING" or restarts(job) > before)
+    wait_for(f"job {job} requeued", lambda: state_of(job) == "PENDING" or restarts(job) > before)
+
+
+def state_of(job: str) -> str:
+    """Of a job that has not ended. Stops this program where it has: its training was too short to be met at work."""
+    jobs = queue()
+    if job not in jobs:
+        sys.exit(f"job {job} ended before anything could happen to it: more --iterations")
+    return jobs[job][0]
 
 
 def kill_node() -> None:
@@ -251,7 +262,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=160)
     parser.add_argument("--folder", type=Path, help="keep everything there")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
