@@ -237,7 +237,10 @@ def test_flipped_bits_are_refused(tmp_path: Path) -> None:
     assert "unreadable file" in refusal(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no NIfTI" * 100, gzip.compress(b"", mtime=0), gzip.compress(b"no NIfTI" * 100, mtime=0)])
+CONTENTS = [b"", b"no NIfTI" * 100, gzip.compress(b"", mtime=0), gzip.compress(b"no NIfTI" * 100, mtime=0)]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_what_is_no_nifti_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
