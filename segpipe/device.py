@@ -4,15 +4,12 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Iterator
 from logging import getLogger
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-import psutil
 import torch
 
-from segpipe import gpus, launched, lease
+from segpipe import gpus, launched, lease, machine
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
 
@@ -21,8 +18,6 @@ log = getLogger(__name__)
 # glibc's mallopt parameters (malloc.h)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 HEAP_RESERVE_BYTES = 256 * 2**20
-# of a job's memory, by the controller in /proc/self/cgroup ("" in version 2): folder, limit, what counts as taken
-LIMITS = {"": ("", "memory.max", "anon"), "memory": ("memory", "memory.limit_in_bytes", "total_rss")}
 MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to be asked for infinity
 
 
@@ -34,6 +29,8 @@ def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
     """
     if runtime.threads:
         torch.set_num_threads(max(1, runtime.threads // launched.n_ranks()))
+    else:  # torch does not see that a container may be granted less time than its processors have
+        torch.set_num_threads(min(torch.get_num_threads(), machine.n_threads(None)))
     return use(reserve(runtime, gpu_bytes), "params.yaml: runtime.device")
 
 
@@ -167,33 +164,10 @@ def buffer_bytes(device: torch.device) -> int:
 
     On the CPU a tenth of what is free: image, preparation and the networks' feature maps need several times as much.
     """
-    return usable_bytes(device) // 2 if device.type == "cuda" else available_bytes() // 10
+    return usable_bytes(device) // 2 if device.type == "cuda" else machine.available_bytes() // 10
 
 
 def usable_bytes(device: torch.device) -> int:
     """Memory of a CUDA device that is free, or kept by this process for its next tensors."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free_bytes(device) + kept
-
-
-def available_bytes() -> int:
-    """Main memory that this process may still take: of the machine's, and of its job's.
-
-    A job that takes more than its limit (Slurm, a container) is killed without a word. Ranks have equal shares.
-    """
-    left = _left_by_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return max(0, min([psutil.virtual_memory().available, *left])) // launched.n_ranks()
-
-
-def _left_by_limits(own: Path, mounted: Path) -> Iterator[int]:
-    """What each limit on this process and on the groups above it leaves. Caches do not count: the kernel drops them."""
-    for line in own.read_text().splitlines() if own.exists() else []:
-        _, controller, path = line.split(":", 2)
-        if controller not in LIMITS:
-            continue
-        folder, limit, taken = LIMITS[controller]
-        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
-            files = mounted / folder / group.relative_to("/")
-            if (files / limit).exists() and (text := (files / limit).read_text().strip()) != "max":
-                stat = dict(line.split() for line in (files / "memory.stat").read_text().splitlines())
-                yield int(text) - int(stat[taken])

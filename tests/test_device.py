@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +80,13 @@ def test_threads_are_set():
     assert torch.get_num_threads() == 1
     start(runtime__device="cpu", runtime__threads=None)
     assert torch.get_num_threads() == 1  # left as it is
+
+
+def test_no_more_threads_than_the_job_is_granted_processors(monkeypatch):
+    monkeypatch.setattr(device.machine, "n_threads", lambda wanted: 2)
+    torch.set_num_threads(5)
+    start(runtime__device="cpu", runtime__threads=None)
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize(
@@ -161,43 +167,3 @@ def test_cublas_gets_the_workspace_that_determinism_needs(monkeypatch, first):
 def test_determinism_fills_no_memory_that_is_written_anyway():
     device.set_deterministic(True)
     assert not torch.utils.deterministic.fill_uninitialized_memory
-
-
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-def limited(folder, **files):
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name.replace("__", ".")).write_text(content)
-
-
-def test_what_a_limit_leaves_counts_above_what_is_taken(tmp_path):
-    """Version 2 of the control groups: a job within a user's slice; the nearest limit need not be the lowest."""
-    own = tmp_path / "cgroup"
-    own.write_text("0::/user/job\n")
-    limited(tmp_path / "fs/user", memory__max="700\n", memory__stat="anon 400\nfile 250\n")
-    limited(tmp_path / "fs/user/job", memory__max="500\n", memory__stat="anon 100\nfile 390\n")
-    assert sorted(device._left_by_limits(own, tmp_path / "fs")) == [300, 400]
-    (tmp_path / "fs/user/memory.max").write_text("max\n")
-    assert list(device._left_by_limits(own, tmp_path / "fs")) == [400]
-
-
-def test_older_control_groups_are_read_as_well(tmp_path):
-    """Version 1 has a tree per controller; in a container only the own part of it is there."""
-    own = tmp_path / "cgroup"
-    own.write_text("9:name=systemd:/x\n4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n")
-    files = {"memory__limit_in_bytes": "500\n", "memory__stat": "cache 90\nrss 20\ntotal_cache 300\ntotal_rss 120\n"}
-    limited(tmp_path / "fs/memory", **files)
-    assert list(device._left_by_limits(own, tmp_path / "fs")) == [380]
-
-
-def test_without_control_groups_nothing_limits(tmp_path):
-    assert list(device._left_by_limits(tmp_path / "absent", tmp_path)) == []
-
-
-@pytest.mark.parametrize(("left", "expected"), [([], 1000), ([2000, 300], 300), ([-5], 0)])
-def test_available_is_what_machine_and_job_both_have(monkeypatch, left, expected):
-    monkeypatch.setattr(device, "_left_by_limits", lambda own, mounted: iter(left))
-    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    assert device.available_bytes() == expected

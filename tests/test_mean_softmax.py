@@ -90,7 +90,7 @@ def test_memory_does_not_grow_with_the_classes(tmp_path):
 
 def test_as_many_cases_at_once_as_memory_holds(monkeypatch):
     shapes = [(3, 10, 10, 10), (100, 100, 100), (4, 50, 50, 50)]
-    monkeypatch.setattr(mean_softmax.device, "available_bytes", lambda: 2 * 3 * mean_softmax.VOXEL_BYTES * 10**6)
+    monkeypatch.setattr(mean_softmax.machine, "available_bytes", lambda: 2 * 3 * mean_softmax.VOXEL_BYTES * 10**6)
     assert mean_softmax.at_once(shapes, 8) == 3
     assert mean_softmax.at_once(shapes, 2) == 2
     assert mean_softmax.at_once(shapes, 8, n_maps=10) == 1

@@ -488,7 +488,7 @@ def test_a_case_that_runs_out_of_memory_is_one_that_failed(predictor, folder, tm
 def test_a_case_larger_than_the_memory_is_refused_before_it_is_predicted(predictor, tmp_path, monkeypatch, counted):
     needed = memory.needed_bytes(predictor.ensemble, image.read_image(FILES[0]))
     assert 1e6 < needed < 1e9
-    monkeypatch.setattr(memory.device, "available_bytes", lambda: 10**5)
+    monkeypatch.setattr(memory.machine, "available_bytes", lambda: 10**5)
     with pytest.raises(
         SegpipeError, match=r"(?s)a case larger than the memory.*case_004: \(21, 46, 42\).*0\.0 GB free"
     ):

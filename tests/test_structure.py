@@ -20,6 +20,7 @@ ROOMS = [
     "digest",
     "plugins",
     "launched",
+    "machine",
     "ranks",
     "gpus",
     "lease",

@@ -9,7 +9,7 @@ import torch
 from memory import feed_of, run, store, training, weights
 from tiny import labels_of, params, planned, random_case
 
-from segpipe import device, gpus, lease
+from segpipe import gpus, lease, machine
 from segpipe.errors import SegpipeError
 from segpipe.training import tiers
 from segpipe.training.held import HeldCase, Place
@@ -105,7 +105,7 @@ def test_the_training_takes_what_the_plan_says(changes, planned_gb):
 
 
 def test_what_was_chosen_is_said_in_one_line_and_recorded(monkeypatch, caplog):
-    monkeypatch.setattr(device, "available_bytes", lambda: 64 * GB)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 64 * GB)
     caplog.set_level("INFO")
     held = training(runtime__feeding="host").feed.held
     lines = [record.message for record in caplog.records if "feeding" in record.message]
@@ -188,7 +188,7 @@ def full_after(monkeypatch):
 
 @pytest.mark.parametrize(("host_free", "tier"), [(64 * GB, "host"), (1000, "file")])
 def test_a_device_that_is_full_after_all_is_left_for_the_next_tier(full_after, monkeypatch, caplog, host_free, tier):
-    monkeypatch.setattr(device, "available_bytes", lambda: host_free)
+    monkeypatch.setattr(machine, "available_bytes", lambda: host_free)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
     emptied, promised = [], []
     monkeypatch.setattr(lease, "promise", promised.append)

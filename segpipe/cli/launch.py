@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from segpipe import launched
+from segpipe import launched, machine
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Params
 
@@ -41,7 +41,7 @@ def ranks(params: Params) -> None:
     n = params.runtime.num_gpus
     requests = _Requests()
     _reserve_gpus(params)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, _threads(params.runtime.threads) // n))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.n_threads(params.runtime.threads) // n))
     os.environ[launched.LAUNCHER] = str(os.getpid())
     log.info("%d ranks of %s threads each", n, os.environ["OMP_NUM_THREADS"])
     for name, logger in root.manager.loggerDict.items():
@@ -107,13 +107,6 @@ def _reserve_gpus(params: Params) -> None:
             )
         )
     device.reserve(params.runtime, float("inf"), params.runtime.num_gpus)
-
-
-def _threads(wanted: int | None) -> int:
-    """CPU threads of the whole job: as wanted, or what OMP_NUM_THREADS says, or one per core that it may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or (int(said) if said.isdecimal() else 0) or cores
 
 
 def _explain(failures: dict[int, Any], n: int) -> None:

@@ -2,17 +2,15 @@
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
-from segpipe import digest
+from segpipe import digest, machine
 from segpipe.data import image
 from segpipe.data.labels import Labels
 
@@ -74,11 +72,10 @@ class Cases:
     def at_once(self, threads: int | None) -> int:
         """How many training cases may be worked on together: as many as threads, if half of the memory holds them.
 
-        threads : None for one per core
+        threads : None for all that the process has
         """
         voxels = max(math.prod(self.entry(case)["shape"]) for case in self.training)
-        one = voxels * (4 * len(self.channel_names) + 2) * COPIES
-        return max(1, min(threads or os.cpu_count() or 1, psutil.virtual_memory().available // 2 // one))
+        return machine.at_once(threads, voxels * (4 * len(self.channel_names) + 2) * COPIES)
 
     def identity(self, case: str) -> str:
         """Digest of the contents of a case's files and of how they are read; their names do not count."""

@@ -4,7 +4,6 @@ The only rule that lists raw files. What it writes, cases.json, names them with 
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from logging import getLogger
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe import digest
+from segpipe import digest, machine
 from segpipe.data import (
     case_table,
     check_facts,
@@ -88,7 +87,7 @@ def inspect(root: Path, settings: Check, n_folds: int) -> Report:
     ]
     in_table: list[str] = []
     table = case_table.read(root, description.labels, [case for case, *_ in cases], in_table)
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(THREADS, machine.n_threads(None))) as pool:
         jobs = [
             pool.submit(
                 _check_case, root, Checked(case, training), files, description, settings, table.get(case, Row())

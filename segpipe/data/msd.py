@@ -4,7 +4,6 @@ The layout is that of nnunetv2/dataset_conversion/convert_MSD_dataset.py: one fi
 """
 
 import gzip
-import os
 import re
 import shutil
 import tarfile
@@ -20,7 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError
 
-from segpipe import digest
+from segpipe import digest, machine
 from segpipe.data import case_table, dataset
 from segpipe.data.dataset import CaseFiles
 from segpipe.errors import SegpipeError, problem, raise_all
@@ -114,7 +113,7 @@ def _convert(task: Path, out: Path) -> Path:
     cases = [*description.training.values(), *description.test.values()]
     files = [file for case in cases for file in (*case.images, *([case.label] if case.label else []))]
     raise_all(f"{task} is incomplete", _missing(task, files))
-    with digest.new_folder(target) as new, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+    with digest.new_folder(target) as new, ThreadPoolExecutor(min(THREADS, machine.n_threads(None))) as pool:
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
             (new / folder).mkdir()
         jobs = [pool.submit(_convert_case, task, case, new, len(description.channel_names)) for case in cases]

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from segpipe import digest
+from segpipe import digest, machine
 from segpipe.data import image
 from segpipe.data import labels as labels_module
 from segpipe.data.image import Volume
@@ -43,7 +42,7 @@ class Way:
 
     labels : None: each value that is found is a class
     geometry_tolerance_mm : largest distance between where both files of a case place a corner of the volume
-    threads : None for one per core; it is fewer where half of the free memory holds no more cases
+    threads : None for all that the process has; it is fewer where half of the free memory holds no more cases
     """
 
     labels: Labels | None
@@ -164,8 +163,7 @@ def _look(pairs: Sequence[Files], way: Way) -> list[_Facts]:
 
 def _at_once(facts: Sequence[_Facts], way: Way) -> int:
     """Cases that are worked on together."""
-    one = max(1, *(each.n_voxels for each in facts)) * BYTES_PER_VOXEL
-    return max(1, min(way.threads or os.cpu_count() or 1, psutil.virtual_memory().available // 2 // one))
+    return machine.at_once(way.threads, max(1, *(each.n_voxels for each in facts)) * BYTES_PER_VOXEL)
 
 
 def _facts(pair: Files, way: Way) -> _Facts:

@@ -65,7 +65,7 @@ def ensemble_folders(
     """Write the segmentation of the mean of each case, and the mean itself where asked for, into `out`.
 
     weights : one for each folder; None: all the same
-    threads : None for one per core
+    threads : None for all that the process has
     Raises SegpipeError, with all problems, before anything is written; and at the end with cases that failed.
     """
     members = [Folder.read(path) for path in paths]

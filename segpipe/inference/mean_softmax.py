@@ -3,7 +3,6 @@
 Memory is that of a few volumes, whatever the number of classes and members.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe import device
+from segpipe import machine
 from segpipe.data.labels import Labels
 from segpipe.errors import problem, raise_all
 from segpipe.inference import softmax_file
@@ -122,5 +121,4 @@ def at_once(shapes: Sequence[Sequence[int]], threads: int | None, n_maps: int = 
     shapes : of the cases, the last three axes of which are (Z, Y, X); n_maps : label maps that are painted at once
     """
     voxels = max(prod(shape[-3:]) for shape in shapes)
-    one = voxels * (VOXEL_BYTES + MAP_VOXEL_BYTES * (n_maps - 1))
-    return max(1, min(threads or os.cpu_count() or 1, device.available_bytes() // 2 // one))
+    return machine.at_once(threads, voxels * (VOXEL_BYTES + MAP_VOXEL_BYTES * (n_maps - 1)))

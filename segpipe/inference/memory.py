@@ -4,7 +4,7 @@ from math import prod
 
 import torch
 
-from segpipe import device
+from segpipe import device, machine
 from segpipe.data.image import Volume
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference.models import Ensemble
@@ -62,7 +62,7 @@ def is_exhausted(error: BaseException | None) -> bool:
 
 def require(case: str, ensemble: Ensemble, volume: Volume, uncertainty: bool = False) -> None:
     """Raise TooLarge for a case that was read and will not fit: a job killed for its memory loses the others too."""
-    needed, free = needed_bytes(ensemble, volume, uncertainty), device.available_bytes()
+    needed, free = needed_bytes(ensemble, volume, uncertainty), machine.available_bytes()
     needed -= volume.array.nbytes
     if needed > free:
         raise TooLarge(
@@ -78,4 +78,4 @@ def require(case: str, ensemble: Ensemble, volume: Volume, uncertainty: bool = F
 
 def fits_twice(ensemble: Ensemble, volume: Volume) -> bool:
     """Whether another case like this one may be read while this one is predicted."""
-    return 2 * needed_bytes(ensemble, volume) < device.available_bytes()
+    return 2 * needed_bytes(ensemble, volume) < machine.available_bytes()

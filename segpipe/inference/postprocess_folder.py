@@ -17,7 +17,7 @@ def postprocess_folder(path: Path, rules_path: Path, out: Path, threads: int | N
     """Write every segmentation of a folder, after the rules, into `out`, in the format that it has.
 
     rules_path : a postprocessing.json, which also says what the classes are
-    threads : None for one per core
+    threads : None for all that the process has
     Raises SegpipeError before anything is written where folder and rules do not fit, and at the end with cases that
     failed.
     """

@@ -36,7 +36,7 @@ class Segmented:
     """The cases of a cross-validation.
 
     files : the segmentation of each case
-    threads : None for one per core
+    threads : None for all that the process has
     """
 
     cases: Cases

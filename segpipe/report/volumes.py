@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,7 +32,7 @@ def write(cases: Cases, validated: list[Path], predicted: Path | None, out: Path
         *_files(cases, VALIDATION, {case: path for folder in validated for case, path in _found(cases, folder)}),
         *_files(cases, TEST, dict(_found(cases, predicted)) if predicted else {}),
     ]
-    with ThreadPoolExecutor(runtime.threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cases.at_once(runtime.threads)) as pool:
         rows = pool.map(lambda job: _measure(cases, *job), jobs)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from segpipe import device, gpus, lease
+from segpipe import device, gpus, lease, machine
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Params, Runtime
 from segpipe.prepare.presets import PRESETS
@@ -132,7 +132,7 @@ def hold(store: Store, cases: Iterable[str], params: Params, on: torch.device) -
     maps = torch.int8 if highest <= torch.iinfo(torch.int8).max else torch.int16
     n_bytes, planned = _n_bytes(stored.values(), maps), planned_bytes(params)
     free = device.free_bytes(on) if on.type == "cuda" else None
-    room = Room(n_bytes, planned, free, device.available_bytes(), len(gpus.installed()))
+    room = Room(n_bytes, planned, free, machine.available_bytes(), len(gpus.installed()))
     choice = choose(params.runtime.feeding, on.type, room)
     if choice.tier == "device":
         lease.promise(planned + n_bytes)
