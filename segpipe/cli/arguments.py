@@ -5,7 +5,8 @@ One function per verb, which adds its arguments to an argparse parser.
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from segpipe.cli import argument_types as types
 
 
 def init(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +15,8 @@ def init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="PATH", help="where its dataset lies, from here; default: as in --from")
     parser.add_argument(
         "--set",
-        type=_setting,
-        action=_Settings,
+        type=types.setting,
+        action=types.Settings,
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
@@ -42,7 +43,7 @@ def compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=Path, metavar="PATH", help="what all are compared to; default: the first")
     parser.add_argument("--only-finished", action="store_true", help="leave out paths without results")
     parser.add_argument(
-        "--out", type=_table_file, metavar="FILE", help="FILE.csv, all numbers; or FILE.md, what is printed"
+        "--out", type=types.table_file, metavar="FILE", help="FILE.csv, all numbers; or FILE.md, what is printed"
     )
     _add_params(parser)
 
@@ -80,7 +81,9 @@ def import_bids(parser: argparse.ArgumentParser) -> None:
     """`segpipe import-bids BIDS_ROOT --derivative NAME --suffix T1w --out DATASET`."""
     parser.add_argument("root", type=Path, metavar="BIDS_ROOT", help="folder with sub-*/ and derivatives/")
     parser.add_argument("--derivative", required=True, help="folder in derivatives/ with the label maps")
-    parser.add_argument("--suffix", required=True, type=comma_separated, help="of the images, one per channel: T1w,T2w")
+    parser.add_argument(
+        "--suffix", required=True, type=types.comma_separated, help="of the images, one per channel: T1w,T2w"
+    )
     parser.add_argument("--label-suffix", default="dseg", help="of the label maps: dseg (default), or mask")
     parser.add_argument("--label-desc", help="entity desc of the label maps, where there are several kinds")
     parser.add_argument("--out", type=Path, required=True, help="the dataset: data/raw/Dataset123_Name")
@@ -100,10 +103,10 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
     parser.add_argument(
         "--configurations",
-        type=comma_separated,
+        type=types.comma_separated,
         help="2d,3d_fullres: probabilities averaged; default: all but first stages",
     )
-    parser.add_argument("--folds", type=comma_separated, help="0,1: logits averaged; default: all")
+    parser.add_argument("--folds", type=types.comma_separated, help="0,1: logits averaged; default: all")
     _add_checkpoint(parser)
     _add_weights(parser)
     _add_way(parser)
@@ -132,7 +135,9 @@ def _add_way(parser: argparse.ArgumentParser) -> None:
         default="accurate",
         help="accurate: as nnU-Net; fast: fewer tiles, no mirroring, bf16 (docs/benchmarks.md says what it costs)",
     )
-    way.add_argument("--step-size", type=_share, help="of the sliding window, as a share of the patch; accurate: 0.5")
+    way.add_argument(
+        "--step-size", type=types.share, help="of the sliding window, as a share of the patch; accurate: 0.5"
+    )
     mirroring = way.add_mutually_exclusive_group()
     mirroring.add_argument(
         "--no-mirroring", dest="mirroring", action="store_false", default=None, help="no mean over mirrored versions"
@@ -140,7 +145,7 @@ def _add_way(parser: argparse.ArgumentParser) -> None:
     mirroring.add_argument(
         "--mirror-axes",
         dest="mirroring",
-        type=_axes,
+        type=types.axes,
         help="0,1,2 for Z, Y, X of the plan, of those mirrored in training; accurate: all of these",
     )
     way.add_argument(
@@ -156,7 +161,7 @@ def ensemble(parser: argparse.ArgumentParser) -> None:
         "folders", type=Path, nargs="+", metavar="FOLDER", help="CASE.npz beside CASE.nii.gz, or a validation"
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations of the mean")
-    parser.add_argument("--weights", type=_numbers, help="1,2: one for each folder; default: all the same")
+    parser.add_argument("--weights", type=types.numbers, help="1,2: one for each folder; default: all the same")
     parser.add_argument("--probabilities", action="store_true", help="write CASE.npz with the mean as well")
 
 
@@ -175,7 +180,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="all numbers, as nnU-Net's summary.json has them")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="a line per case and class")
     parser.add_argument("--only-predicted", action="store_true", help="leave out references without a prediction")
-    parser.add_argument("--nsd-tolerance-mm", type=_positive, metavar="MM", help="default: evaluate.nsd_tolerance_mm")
+    parser.add_argument(
+        "--nsd-tolerance-mm", type=types.positive, metavar="MM", help="default: evaluate.nsd_tolerance_mm"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="cases at once; default: as many as cores")
     _add_params(parser)
 
@@ -192,8 +199,8 @@ def export_nnunet(parser: argparse.ArgumentParser) -> None:
     """`segpipe export-nnunet MODEL --out FOLDER`."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="results/ of a pipeline, or an imported model")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for nnU-Net's")
-    parser.add_argument("--configurations", type=comma_separated, help="2d,3d_fullres; default: all")
-    parser.add_argument("--folds", type=comma_separated, help="0,1; default: all")
+    parser.add_argument("--configurations", type=types.comma_separated, help="2d,3d_fullres; default: all")
+    parser.add_argument("--folds", type=types.comma_separated, help="0,1; default: all")
     _add_checkpoint(parser)
     _add_weights(parser)
 
@@ -218,68 +225,10 @@ def export_nnunet_preprocessed(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="nnU-Net's nnUNet_preprocessed; the dataset is new there",
     )
-    parser.add_argument("--configurations", type=comma_separated, help="2d,3d_fullres; default: those of params.yaml")
+    parser.add_argument(
+        "--configurations", type=types.comma_separated, help="2d,3d_fullres; default: those of params.yaml"
+    )
     _add_params(parser)
-
-
-def comma_separated(text: str) -> list[str]:
-    """The parts of `0,1`, at least one. Raises argparse.ArgumentTypeError where there is none."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise argparse.ArgumentTypeError("at least one")
-    return parts
-
-
-def _table_file(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".csv", ".md"):
-        raise argparse.ArgumentTypeError("a name that ends in .csv or .md")
-    return path
-
-
-def _setting(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key.strip(), value
-
-
-class _Settings(argparse.Action):
-    """Collects what several calls of an option bring; a key that comes twice is an error."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        collected = [*getattr(namespace, self.dest), *values]
-        keys = [key for key, _ in collected]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            parser.error(f"{option} {twice}: given twice")
-        setattr(namespace, self.dest, collected)
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in comma_separated(text)]
-
-
-def _axes(text: str) -> list[int]:
-    axes = [int(part) for part in comma_separated(text)]
-    if not set(axes) <= {0, 1, 2}:
-        raise argparse.ArgumentTypeError("of 0, 1, 2")
-    return axes
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError("above 0, at most 1")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError("above 0")
-    return value
 
 
 def _add_params(parser: argparse.ArgumentParser) -> None:
