@@ -30,6 +30,7 @@ FORMAT_VERSION = 1  # raised when files of an older version can no longer be rea
 PACKAGE = Path(__file__).parent
 LEFTOVER_AFTER_S = 3600
 REPORT_BYTES = 256  # of what a lock file says
+_parsing = threading.Lock()  # Python 3.11 counts the depth of all trees that are being made together, and fails
 _listed: dict[Path, tuple[float, list[str]]] = {}  # of an absolute path: when it was listed, its temporary names
 
 
@@ -62,11 +63,22 @@ def of_source(path: Path) -> str:
 
 def _meaning(source: str | bytes) -> str:
     """The syntax tree of a module without its docstrings."""
-    tree = ast.parse(source)
+    with _parsing:
+        tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return ast.dump(tree)
+    return _said(tree)
+
+
+def _said(node: Any) -> str:
+    """What a syntax tree says, the same in each version of Python; `ast.dump` shows what newer ones added."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_said, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_said(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(fields)})"
 
 
 @contextlib.contextmanager
