@@ -39,6 +39,8 @@ rule check:
         page=f"{PREPARED}/check.html",
     log:
         "logs/check.log",
+    # A cluster's profile has failed jobs retried. What is wrong with files, or settings (plan, splits), stays wrong.
+    retries: 0
     threads: 8
     params:
         script=script("check"),

@@ -30,6 +30,7 @@ rule plan:
         f"{PREPARED}/plan.json",
     log:
         "logs/plan.log",
+    retries: 0
     params:
         script=script("plan"),
         cfg=settings("plan", "configurations"),
@@ -50,6 +51,7 @@ rule splits:
         f"{PREPARED}/splits.json",
     log:
         "logs/splits.log",
+    retries: 0
     params:
         script=script("splits"),
         cfg=settings("splits"),
