@@ -40,13 +40,27 @@ def reserve(runtime: Runtime, gpu_bytes: float, n_gpus: int = 1) -> str:
     A rank sees one already, of those that its launcher has taken. Where CUDA runs already, in a notebook say, it is too
     late to choose.
     """
-    name, _, number = runtime.device.partition(":")
-    if name not in ("auto", "cuda") or not torch.backends.cuda.is_built() or torch.cuda.is_initialized():
+    if not _is_cuda(runtime.device) or torch.cuda.is_initialized():
         return runtime.device
-    if launched.is_rank():
-        return "cuda" if number else runtime.device
-    taken = lease.take(n_gpus, gpu_bytes, int(number) if number else None)
-    return "cuda" if taken and number else runtime.device
+    number = _number(runtime.device)
+    taken = launched.is_rank() or lease.take(n_gpus, gpu_bytes, number)
+    return "cuda" if taken and number is not None else runtime.device
+
+
+def require(runtime: Runtime, n_gpus: int) -> None:
+    """Raise SegpipeError where `reserve` would find fewer GPUs, or there is no such device. Nothing is taken."""
+    if not _is_cuda(runtime.device) or not lease.candidates(n_gpus, _number(runtime.device)):
+        _device(runtime.device, "params.yaml: runtime.device")
+
+
+def _is_cuda(name: str) -> bool:
+    """Whether it may be a GPU that is leased."""
+    return name.partition(":")[0] in ("auto", "cuda") and torch.backends.cuda.is_built()
+
+
+def _number(name: str) -> int | None:
+    number = name.partition(":")[2]
+    return int(number) if number else None
 
 
 def use(name: str, where: str = "device") -> torch.device:

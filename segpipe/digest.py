@@ -21,6 +21,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import IO, Any
 
+from segpipe import launched
 from segpipe.deciding import DECIDING_MODULES
 from segpipe.errors import SegpipeError
 
@@ -171,17 +172,25 @@ def exclusive(lock: Path, doing: str) -> Iterator[Callable[[str], None]]:
 
     Raises Busy under Slurm when the lock is taken.
     """
+    with locked(lock, doing) as file:
+        yield functools.partial(_say, file)
+
+
+@contextlib.contextmanager
+def locked(lock: Path, doing: str) -> Iterator[int]:
+    """The same, yielding the lock's descriptor. A rank has what its launcher holds."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()
     with lock.open("r+") as file:
-        _acquire(file, lock)
+        if not launched.holds(lock):
+            _acquire(file, lock)
+        _say(file.fileno(), doing)
+        yield file.fileno()
 
-        def report(progress: str) -> None:
-            # one write of one length: whoever reads, or stops this process, never finds half a line
-            os.pwrite(file.fileno(), f"pid {os.getpid()}: {progress}".ljust(REPORT_BYTES).encode()[:REPORT_BYTES], 0)
 
-        report(doing)
-        yield report
+def _say(lock: int, progress: str) -> None:
+    """In one write of one length: whoever reads, or stops this process, never finds half a line."""
+    os.pwrite(lock, f"pid {os.getpid()}: {progress}".ljust(REPORT_BYTES).encode()[:REPORT_BYTES], 0)
 
 
 def _acquire(file: IO[str], lock: Path, poll_s: float = 1.0, remind_s: float = 60.0) -> None:

@@ -4,11 +4,14 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 LAUNCHER = "SEGPIPE_LAUNCHER"  # environment variable with the launcher's pid
 LOST = 76  # exit code of a rank that lost the others (sysexits.h: EX_PROTOCOL)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+STDIN = 0
+_lock: int | None = None  # descriptor of the launcher's lock, in a rank
 
 
 def is_rank() -> bool:
@@ -27,10 +30,24 @@ def n_ranks() -> int:
 
 
 def begin() -> None:
-    """In a rank, before anything is imported: see one GPU only, and end when the launcher does."""
+    """In a rank, before anything is imported: see one GPU only, share the lock, and end when the launcher does."""
     if is_rank():
         _see_own_gpu()
         _end_with_launcher()
+        _keep_lock()
+
+
+def hand_down(lock: int) -> None:
+    """Let the ranks that this process will start hold its lock as well, until the last of them has ended.
+
+    They inherit it as standard input, as torchrun closes all else. lock : descriptor of the file that is locked
+    """
+    os.dup2(lock, STDIN)
+
+
+def holds(lock: Path) -> bool:
+    """Whether this process has inherited the lock of that file."""
+    return _lock is not None and os.path.samestat(os.fstat(_lock), lock.stat())
 
 
 def _see_own_gpu() -> None:
@@ -48,3 +65,11 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(os.environ[LAUNCHER]):  # it died before: nobody would ever tell
         sys.exit(LOST)
+
+
+def _keep_lock() -> None:
+    """Keep what `hand_down` gave where no program that this process starts inherits it."""
+    global _lock  # noqa: PLW0603  # of a process
+    _lock = os.dup(STDIN)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), STDIN)

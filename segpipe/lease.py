@@ -97,17 +97,28 @@ def take(n: int, n_bytes: float, number: int | None = None) -> Sequence[Gpu]:
     """
     global _held  # noqa: PLW0603  # what a process has
     if _held is None:
-        found = _candidates(n, number)
-        if not found and not (n > 1 and gpus.visible()):
+        if not candidates(n, number):
             return ()
-        if len(found) < n:
-            raise _too_few(found, n)
         own = _waited(n, n_bytes, number)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own.claim.taken)
         _held = own
     elif n_bytes != _held.claim.n_bytes:
         promise(n_bytes)
     return _held.devices
+
+
+def candidates(n: int, number: int | None) -> list[Gpu]:
+    """The devices of which `take` takes `n`, now or later; none where there are none, or none of that number.
+
+    Instances of a divided GPU are for jobs with one device: CUDA shows a process only one of them.
+    Raises SegpipeError where there are fewer than `n`.
+    """
+    visible = gpus.visible()
+    found = visible if number is None else visible[number : number + 1]
+    found = found if n == 1 else [gpu for gpu in found if gpu.uuid == gpu.parent]
+    if len(found) < n and n > 1 and visible:
+        raise _too_few(found, n)
+    return found
 
 
 def promise(n_bytes: float) -> None:
@@ -161,19 +172,12 @@ def _promised(gpu: Gpu, claims: Sequence[Claim]) -> float:
     return sum(one.cost for one in claims if gpu.uuid in one.taken)
 
 
-def _candidates(n: int, number: int | None) -> list[Gpu]:
-    """Instances of a divided GPU are for jobs with one device: CUDA shows a process only one of them."""
-    found = gpus.visible()
-    found = found if number is None else found[number : number + 1]
-    return found if n == 1 else [gpu for gpu in found if gpu.uuid == gpu.parent]
-
-
 def _waited(n: int, n_bytes: float, number: int | None) -> _Own:
     """A claim that has its devices."""
     own, reminded, free_since = None, -REMIND_S, time.monotonic()
     try:
         while True:
-            found = _candidates(n, number)
+            found = candidates(n, number)
             with _alone() as folder:
                 own = own or _claimed(folder, n, n_bytes, found)
                 others = _others(own)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LOST_AFTER_S = 2.0  # the launcher shall see first who died
 MEETING = timedelta(minutes=10)  # all ranks have begun
-# A rank may wait for days, for a lock that an earlier training holds; that a partner died is noticed by its connection.
+# A rank may wait for days, for a lock that an earlier job holds; that a partner died is noticed by its connection.
 PATIENCE = timedelta(days=30)
 # How gloo, torch's store and NCCL say that a partner is gone. What else they say is an error of this rank.
 GONE = re.compile(

@@ -19,7 +19,7 @@ from conftest import REPO, Project, environment, wait_until
 from pretended_driver import nvml
 from tiny import params
 
-from segpipe import device, gpus, launched, lease
+from segpipe import device, digest, gpus, launched, lease
 from segpipe.cli import launch
 from segpipe.errors import SegpipeError
 from segpipe.gpus import Gpu
@@ -476,14 +476,114 @@ def test_a_job_leases_what_its_settings_name(taken, name, asked, used):
     assert taken == asked
 
 
-def test_a_launcher_leases_for_all_ranks(taken):
-    launch._reserve_gpus(params(runtime__device="auto", runtime__num_gpus=3))
-    assert taken == [(3, float("inf"), None)]
+RANKS = """
+import sys
+from segpipe import launched
+launched.begin()
+import logging, os, signal, time
+from pathlib import Path
+from tiny import params
+from segpipe import digest
+from segpipe.cli import launch
+logging.basicConfig(level="INFO", format="%(message)s")
+lock = Path("state/.lock")
+if launched.is_rank():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes long to save what it has
+    with digest.exclusive(lock, "a rank that trains"):
+        print("sees", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+        while not Path("end").exists():
+            time.sleep(0.05)
+else:
+    launch.ranks(params(runtime__device="auto", runtime__num_gpus=2), lock)
+"""
+
+
+def test_ranks_take_the_lock_of_what_they_write_before_their_gpus_and_keep_it(pretended, start, tmp_path, monkeypatch):
+    """Else the holder of the lock may wait for a GPU of those who wait for its lock."""
+    pretended(one("a"), one("b"))
+    (tmp_path / "train.py").write_text(RANKS)
+    lock = tmp_path / "state/.lock"
+    with Launcher(tmp_path) as launcher:
+        with digest.exclusive(lock, "another training"):
+            launcher.begin()
+            wait_until(lambda: "is being written by" in launcher.said)
+            wanting = start(n=2)
+            wait_until(lambda: "computes on" in wanting.said)
+            wanting.end()
+        wait_until(lambda: launcher.said.count("sees") == 2)
+        assert sorted(re.findall("sees (GPU-.)", launcher.said)) == [A[:5], B[:5]]
+        launcher.kill()  # its ranks outlive it for a moment
+        monkeypatch.setenv("SLURM_JOB_ID", "1")  # a lock that is taken raises an error there
+        with pytest.raises(digest.Busy, match="a rank that trains"), digest.exclusive(lock, ""):
+            pass
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with digest.exclusive(lock, "the next training"):
+        pass
+
+
+class Launcher:
+    """The job of RANKS, in a folder; its ranks end with the block."""
+
+    def __init__(self, folder):
+        self.folder, self.messages = folder, folder / "launcher.log"
+
+    def begin(self):
+        python_path = os.pathsep.join([str(REPO), str(TESTS), os.environ["PYTHONPATH"]])
+        with self.messages.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "train.py"],
+                cwd=self.folder,
+                env={**environment(), "PYTHONPATH": python_path},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def said(self):
+        return self.messages.read_text()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        (self.folder / "end").touch()
+        self.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "said"),
+    [
+        ("auto", 3, r"fewer GPUs.*num_gpus\n.*found: +2 for this job\n.*expected: 3\n"),
+        ("cuda:1", 2, r"fewer GPUs.*num_gpus\n.*found: +1 for this job\n.*expected: 2\n"),
+        ("cuda:7", 2, r"fewer GPUs.*num_gpus\n.*found: +0 for this job\n.*expected: 2\n"),
+    ],
+)
+def test_more_ranks_than_gpus_are_refused_before_anything_is_taken(pretended, monkeypatch, tmp_path, name, n, said):
+    pretended(one("a"), one("b"))
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(launch, "_Requests", list)
+    with pytest.raises(SegpipeError, match=f"(?s){said}"):
+        launch.ranks(params(runtime__device=name, runtime__num_gpus=n), tmp_path / "state/.lock")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpus.json"]
+
+
+def test_ranks_on_a_device_that_is_absent_are_refused_before_anything_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpus, "installed", list)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(launch, "_Requests", list)
+    with pytest.raises(SegpipeError, match="no such device"):
+        launch.ranks(params(runtime__device="cuda", runtime__num_gpus=2), tmp_path / "state/.lock")
+    assert not list(tmp_path.iterdir())
 
 
 def test_mps_is_one_device(taken):
     with pytest.raises(SegpipeError, match="one such device"):
-        launch._reserve_gpus(params(runtime__device="mps", runtime__num_gpus=2))
+        launch._require_gpus(params(runtime__device="mps", runtime__num_gpus=2))
 
 
 @pytest.fixture
@@ -492,7 +592,8 @@ def rank_one(monkeypatch):
     told = {launched.LAUNCHER: str(os.getppid()), "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launched, "_end_with_launcher", lambda: None)
+    for of_a_real_rank in ("_end_with_launcher", "_keep_lock"):
+        monkeypatch.setattr(launched, of_a_real_rank, lambda: None)
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda", "cpu"])

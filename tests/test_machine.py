@@ -22,7 +22,7 @@ def tree(tmp_path, monkeypatch):
     def write(own, **groups):
         (tmp_path / "own").write_text(own)
         for folder, contents in groups.items():
-            group = tmp_path / "fs" / folder.replace("__", "/").removeprefix("_")
+            group = tmp_path / "fs" / folder.replace("__", "/")
             group.mkdir(parents=True, exist_ok=True)
             for name, content in contents.items():
                 (group / name).write_text(f"{content}\n")

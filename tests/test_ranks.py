@@ -138,6 +138,8 @@ def test_more_ranks_than_samples_are_refused(finished, tmp_path):
     said = project.snakemake(MODEL, ok=False)
     assert "more GPUs than a batch has samples" in said
     assert "at most 2" in said
+    assert "3 ranks of" not in said  # none was started
+    assert "exit status 2" in said
     assert "Traceback" not in said
 
 

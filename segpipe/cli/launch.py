@@ -11,12 +11,13 @@ import sys
 import tempfile
 import uuid
 from logging import CRITICAL, Logger, getLogger, root
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
 
-from segpipe import launched, machine
+from segpipe import digest, launched, machine
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Params
 
@@ -28,20 +29,29 @@ LOOKING_S = 0.1
 BAD_INPUT = 2
 
 
-def ranks(params: Params) -> None:
+def ranks(params: Params, lock: Path) -> None:
     """Run this very command as `runtime.num_gpus` ranks, and end as they end.
 
+    lock : of what the ranks write. Who waits for it has no GPU yet: its holder may wait for one
     Exits as the rank that failed first; after a signal, which all ranks get, with 128 + the first one's number.
     Raises SegpipeError where there are fewer GPUs.
     """
+    from segpipe import device  # noqa: PLC0415  # torch: seconds
+
+    requests = _Requests()
+    _require_gpus(params)
+    with digest.locked(lock, f"{params.runtime.num_gpus} ranks that begin") as held:
+        launched.hand_down(held)
+        device.reserve(params.runtime, float("inf"), params.runtime.num_gpus)  # shared with no other job
+        _run(params.runtime.num_gpus, params.runtime.threads, requests)
+
+
+def _run(n: int, threads: int | None, requests: "_Requests") -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: PLC0415  # torch: seconds
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.launcher import LaunchConfig, elastic_launch  # noqa: PLC0415
 
-    n = params.runtime.num_gpus
-    requests = _Requests()
-    _reserve_gpus(params)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.n_threads(params.runtime.threads) // n))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.n_threads(threads) // n))
     os.environ[launched.LAUNCHER] = str(os.getpid())
     log.info("%d ranks of %s threads each", n, os.environ["OMP_NUM_THREADS"])
     for name, logger in root.manager.loggerDict.items():
@@ -92,8 +102,8 @@ class _Requests:
             sys.exit(128 + self.number)
 
 
-def _reserve_gpus(params: Params) -> None:
-    """Take the GPUs of all ranks, until this process ends, and share none: the ranks see these alone."""
+def _require_gpus(params: Params) -> None:
+    """Raise SegpipeError where there are not as many GPUs as ranks."""
     from segpipe import device  # noqa: PLC0415  # torch: seconds
 
     if params.runtime.device == "mps":
@@ -106,7 +116,7 @@ def _reserve_gpus(params: Params) -> None:
                 cure="lower it",
             )
         )
-    device.reserve(params.runtime, float("inf"), params.runtime.num_gpus)
+    device.require(params.runtime, params.runtime.num_gpus)
 
 
 def _explain(failures: dict[int, Any], n: int) -> None:

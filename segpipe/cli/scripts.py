@@ -6,6 +6,7 @@ A script is a verb: `run(function, "--cases", "--out")` parses exactly those arg
 
 import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from segpipe import launched
@@ -16,10 +17,15 @@ from segpipe.errors import problem, raise_all
 from segpipe.params import Params
 
 
-def run(function: Callable[[argparse.Namespace, Params], None], *options: str, in_ranks: bool = False) -> None:
+def run(
+    function: Callable[[argparse.Namespace, Params], None],
+    *options: str,
+    before_ranks: Callable[[argparse.Namespace, Params], Path] | None = None,
+) -> None:
     """Run one verb. An option that ends in `+` takes several values, one that ends in `?` may be left out.
 
-    in_ranks : run it in as many processes as `runtime.num_gpus` says; each is told by its environment which it is
+    before_ranks : run it in as many processes as `runtime.num_gpus` says; each is told by its environment which it is.
+        Before there are several, this refuses what they could not do, and gives the lock of what they write
     """
     launched.begin()
     parser = argparse.ArgumentParser(description=function.__doc__)
@@ -32,8 +38,8 @@ def run(function: Callable[[argparse.Namespace, Params], None], *options: str, i
         start_log(args.log)
         params = params_module.load()
         _agree(args, params)
-        if in_ranks and params.runtime.num_gpus > 1 and not launched.is_rank():
-            launch.ranks(params)
+        if before_ranks and params.runtime.num_gpus > 1 and not launched.is_rank():
+            launch.ranks(params, before_ranks(args, params))
         else:
             function(args, params)
 

@@ -50,8 +50,8 @@ def predict_dataset(
     """
     settings, learnt = params.validate_, learnt or Learnt()
     counted = choice.chosen(learnt.choice) if learnt.choice else list(configurations)
-    state = out.parent / "state" / out.name
-    with ranks.exclusive(state / ".lock", "predicting imagesTs") as report:
+    state = _state(out)
+    with ranks.exclusive(lock(out), "predicting imagesTs") as report:
         on = device.start(params.runtime, memory.gpu_bytes(params))
         shares = dict(zip(counted, params.ensemble.of(counted), strict=True))
         needed = models.needed(paths, counted)
@@ -73,6 +73,15 @@ def predict_dataset(
             digest.write_json(folder / PUBLISHED, identity)
         tidy(state, keep=way)
     log.info("%d cases predicted by %d models", len(cases.test), len(needed))
+
+
+def _state(out: Path) -> Path:
+    return out.parent / "state" / out.name
+
+
+def lock(out: Path) -> Path:
+    """The file whose lock a prediction of imagesTs holds that writes into `out`."""
+    return _state(out) / ".lock"
 
 
 def _is_published(job: Job, identity: str) -> bool:

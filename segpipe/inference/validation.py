@@ -83,9 +83,9 @@ def validate(
     """
     _keep_to_its_folder(model_path, out)
     fold = splits.read(splits_path, fold_name)
-    state = out.parent / "state" / out.name
+    state = _state(out)
     title = f"{out.name} of {store.configuration} fold {fold_name}"
-    with ranks.exclusive(state / ".lock", title) as report:
+    with ranks.exclusive(lock(out), title) as report:
         on = device.start(params.runtime, memory.gpu_bytes(params))
         model = predict.load([model_path], on, params.validate_.weights, params.validate_.precision)
         identity = digest.of([*model.files, store.digest, fold["val"], how(params)])
@@ -104,6 +104,15 @@ def validate(
         _assemble(work, fold["val"], content, out)
         predict.tidy(state)
     log.info("%s: mean foreground Dice %s", title, summary.readable(content["foreground_mean"]["Dice"]))
+
+
+def _state(out: Path) -> Path:
+    return out.parent / "state" / out.name
+
+
+def lock(out: Path) -> Path:
+    """The file whose lock a validation holds that writes into `out`."""
+    return _state(out) / ".lock"
 
 
 def _keep_to_its_folder(model_path: Path, out: Path) -> None:

@@ -66,7 +66,7 @@ def train(
     """
     fold = splits.read(splits_path, fold_name)
     title = f"training {store.configuration} fold {fold_name}"
-    with ranks.exclusive(out / "state" / ".lock", title) as report:
+    with ranks.exclusive(lock(out), title) as report:
         check.check(params, store.cases.labels)
         identity = ranks.same(identify(store, fold, params, out / "state"))
         state = out / "state" / identity.digest
@@ -80,6 +80,11 @@ def train(
         if ranks.is_first:
             _publish(state, out)
     log.info("%s: published from %s", title, state)
+
+
+def lock(out: Path) -> Path:
+    """The file whose lock a training holds that writes into `out`."""
+    return out / "state" / ".lock"
 
 
 def _publish(state: Path, out: Path) -> None:

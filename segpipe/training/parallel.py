@@ -18,14 +18,14 @@ from segpipe.training.network import unsupervised
 log = getLogger(__name__)
 
 
-def require_samples(ranks: Ranks, planned: Configuration) -> None:
+def require_samples(n_ranks: int, planned: Configuration) -> None:
     """Raise SegpipeError where a rank would get no sample of a batch."""
-    if planned.batch_size < ranks.n:
+    if planned.batch_size < n_ranks:
         raise SegpipeError(
             problem(
                 "more GPUs than a batch has samples",
                 where="params.yaml: runtime.num_gpus",
-                found=f"{ranks.n}, for batches of {planned.batch_size}",
+                found=f"{n_ranks}, for batches of {planned.batch_size}",
                 expected=f"at most {planned.batch_size}",
                 cure="lower it, or raise plan.overrides.batch_size while lowering train.accumulate",
             )

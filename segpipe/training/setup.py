@@ -69,7 +69,7 @@ class Setup:
         Raises SegpipeError for a device, column, class, module, file or parameter that does not exist, and for more
         ranks than a batch has samples.
         """
-        parallel.require_samples(ranks, store.planned)
+        parallel.require_samples(ranks.n, store.planned)
         settings, cases = params.train, store.cases
         on = device.start(params.runtime, tiers.planned_bytes(params))
         device.set_deterministic(settings.deterministic)

@@ -7,6 +7,13 @@ from segpipe.cli import scripts
 from segpipe.params import Params
 
 
+def before_ranks(args: Namespace, params: Params) -> Path:
+    """The lock of what the ranks write."""
+    from segpipe.inference import predict_dataset
+
+    return predict_dataset.lock(Path(args.out))
+
+
 def main(args: Namespace, params: Params) -> None:
     """Predict imagesTs: mean of logits over folds, then of softmax over configurations."""
     from segpipe.data.cases import Cases
@@ -20,4 +27,8 @@ def main(args: Namespace, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    scripts.run(main, "--cases", "--models+", "--choice?", "--rules?", "--calibration?", "--out", in_ranks=True)
+    scripts.run(
+        main,
+        *("--cases", "--models+", "--choice?", "--rules?", "--calibration?", "--out"),
+        before_ranks=before_ranks,
+    )

@@ -7,6 +7,16 @@ from segpipe.cli import scripts
 from segpipe.params import Params
 
 
+def before_ranks(args: Namespace, params: Params) -> Path:
+    """Refuse more ranks than a batch has samples; the lock of what they write."""
+    from segpipe.prepare import plan
+    from segpipe.training import job, parallel
+
+    planned = plan.read(Path(args.plan))["configurations"][args.configuration]
+    parallel.require_samples(params.runtime.num_gpus, planned)
+    return job.lock(Path(args.out))
+
+
 def main(args: Namespace, params: Params) -> None:
     """Train, or continue where the same training stopped; write checkpoints, metrics.csv and progress.png."""
     from segpipe.data.cases import Cases
@@ -26,5 +36,5 @@ if __name__ == "__main__":
     scripts.run(
         main,
         *("--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--out", "--on-extend?"),
-        in_ranks=True,
+        before_ranks=before_ranks,
     )

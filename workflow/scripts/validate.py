@@ -7,6 +7,13 @@ from segpipe.cli import scripts
 from segpipe.params import Params
 
 
+def before_ranks(args: Namespace, params: Params) -> Path:
+    """The lock of what the ranks write."""
+    from segpipe.inference import validation
+
+    return validation.lock(Path(args.out))
+
+
 def main(args: Namespace, params: Params) -> None:
     """Predict the validation cases with one checkpoint; write segmentations, softmax and summary.json."""
     from segpipe.data.cases import Cases
@@ -25,5 +32,5 @@ if __name__ == "__main__":
     scripts.run(
         main,
         *("--configuration", "--fold", "--cases", "--plan", "--splits", "--manifest", "--model", "--out"),
-        in_ranks=True,
+        before_ranks=before_ranks,
     )
