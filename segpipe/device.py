@@ -12,6 +12,7 @@ import torch
 from segpipe import gpus, launched, lease, machine
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Runtime
+from segpipe.ranks import Ranks
 
 log = getLogger(__name__)
 
@@ -88,11 +89,14 @@ def _device(name: str, where: str) -> torch.device:
     return torch.device(present[0] if name == "auto" else name)
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """The device and, where it is one, the GPUs of the job, for run.json: those that CUDA sees, of all ranks."""
+def facts(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """The device and, where it is one, the GPUs of the job, for run.json: what CUDA sees in each rank; all of them ask.
+
+    gpus : index as nvidia-smi counts, name, uuid and memory of each
+    """
     found = gpus.visible() if device.type == "cuda" else []
     named = [{"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid, "bytes": gpu.total_bytes} for gpu in found]
-    return {"device": str(device), "gpus": named}
+    return {"device": str(device), "gpus": ranks.collected(named)}
 
 
 def set_deterministic(wanted: bool) -> None:

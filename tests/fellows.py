@@ -12,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import memory
 import torch
 from tiny import params, planned
 
-from segpipe import launched, ranks
+from segpipe import device, gpus, launched, ranks
+from segpipe.gpus import Gpu
 from segpipe.prepare.plan import Configuration
 from segpipe.ranks import ALONE, Ranks
 from segpipe.training.feed import Batch, Feed
-from segpipe.training.loop import Training, fit
+from segpipe.training.loop import fit
 from segpipe.training.setup import Setup
 
 STEPS = 3
@@ -63,18 +65,18 @@ FELLOWSHIPS = {
 }
 
 
-def training(fellowship: Fellowship, fellows: Ranks) -> Training:
+def begun(fellowship: Fellowship, fellows: Ranks) -> Setup:
     store = memory.store(fellowship.plan)
     store.cases.partly.update(fellowship.partly)
     settings = params(train__epochs=2, train__iterations_per_epoch=STEPS, **fellowship.changes)
     fold = {"train": memory.TRAIN, "val": memory.VAL}
-    return Setup.of(store, fold, settings, fellows).training(None, lambda: None)
+    return Setup.of(store, fold, settings, fellows)
 
 
 def trained(fellowship: Fellowship, fellows: Ranks) -> dict[str, Any]:
     """What came of it in a rank."""
     seen: list[list[Any]] = []
-    one = training(fellowship, fellows)
+    one = begun(fellowship, fellows).training(None, lambda: None)
     one.feed = _noting(one.feed, seen)
     fit(one, lambda: None, lambda row, seconds: None)
     averaged = None if one.averaged is None else memory.weights(one.averaged)
@@ -104,8 +106,20 @@ def talked(fellows: Ranks) -> dict[str, Any]:
         "same": fellows.same(f"from {fellows.rank}"),
         "highest": fellows.highest(15 * fellows.rank),
         "total": fellows.total(torch.tensor([1.0, fellows.rank])).tolist(),
+        "gpus": gpus_of(fellows),
         "order": fellows.first_before_others(lambda: fellows.rank),
     }
+
+
+def gpus_of(fellows: Ranks) -> tuple[list[str], list[str]]:
+    """Of the device's facts and of a training's, where CUDA shows each rank one GPU, as if the CPU were it."""
+    on = torch.device("cuda")
+    own = Gpu(f"GPU-{fellows.rank}", f"GPU-{fellows.rank}", fellows.rank, "NVIDIA T", 24 * 10**9, 0)
+    with patch.object(gpus, "visible", lambda: [own]):
+        facts = device.facts(on, fellows)
+        with patch.object(device, "facts", lambda _, fellows, asked=device.facts: asked(on, fellows)):
+            setup = begun(Fellowship(planned(batch_size=3)), fellows)
+    return [gpu["uuid"] for gpu in facts["gpus"]], [gpu["uuid"] for gpu in setup.computes_on["gpus"]]
 
 
 def late(fellows: Ranks) -> bool:

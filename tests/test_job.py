@@ -491,7 +491,7 @@ def test_times_and_messages_are_kept_beside_the_results(prepared, undisturbed, t
     assert header == "epoch,seconds_per_step,finished_at"
     assert [line.split(",")[0] for line in times] == ["1", "2"]
     run = digest.read_json(state / "run.json")
-    assert run["device"] == "cpu"
+    assert (run["device"], run["gpus"], run["ranks"]) == ("cpu", [], 1)
     assert run["precision"] == "float32"
     assert run["start"] == "starts"
     assert run["resumed_after_epoch"] == run["resumed_after_step"] == 0

@@ -24,6 +24,7 @@ from segpipe.cli import launch
 from segpipe.errors import SegpipeError
 from segpipe.gpus import Gpu
 from segpipe.lease import Claim
+from segpipe.ranks import ALONE
 
 TESTS = Path(__file__).parent
 GB = 1e9
@@ -409,8 +410,8 @@ def test_a_process_keeps_what_it_has(pretended):
     assert lease.take(2, 3 * GB) == first
     assert "(3 GB)" in str(lease._held.claim)
     named = {"index": 1, "name": "NVIDIA T", "uuid": B, "bytes": 24 * 10**9}
-    assert device.facts(torch.device("cuda")) == {"device": "cuda", "gpus": [named]}
-    assert device.facts(torch.device("cpu")) == {"device": "cpu", "gpus": []}
+    assert device.facts(torch.device("cuda"), ALONE) == {"device": "cuda", "gpus": [named]}
+    assert device.facts(torch.device("cpu"), ALONE) == {"device": "cpu", "gpus": []}
 
 
 @pytest.mark.usefixtures("held")

@@ -79,6 +79,7 @@ def test_what_ranks_tell_each_other(results, n):
     assert all(one["same"] == "from 0" for one in said)
     assert all(one["highest"] == 15 * (n - 1) for one in said)
     assert all(one["total"] == [n, sum(range(n))] for one in said)
+    assert all(one["gpus"] == ([f"GPU-{rank}" for rank in range(n)],) * 2 for one in said)
     assert [one["order"] for one in said] == list(range(n))
 
 

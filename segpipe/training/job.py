@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from segpipe import device, digest
+from segpipe import digest
 from segpipe.data import splits
 from segpipe.params import Params
 from segpipe.prepare.store import Store
@@ -181,7 +181,7 @@ class _Job:
         log.info("%s: %s (%s, %s, digest %s)", self.title, start, self.setup.device, precision, self.identity.digest)
         runtime = self.runtime.model_dump(mode="json")
         return {
-            **device.facts(self.setup.device),
+            **self.setup.computes_on,
             "precision": precision,
             "threads": torch.get_num_threads(),
             "ranks": self.ranks.n,

@@ -51,7 +51,10 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training is made of. facts : of the start, for the summary."""
+    """What a training is made of.
+
+    facts : of the network, for the summary; computes_on : device and GPUs of all ranks, for run.json
+    """
 
     store: Store
     fold: Fold
@@ -60,6 +63,7 @@ class Setup:
     dtype: torch.dtype
     network: nn.Module
     facts: dict[str, Any]
+    computes_on: dict[str, Any]
     ranks: Ranks = ALONE
 
     @classmethod
@@ -84,7 +88,7 @@ class Setup:
         frozen = pretrained.freeze(network, settings.freeze)
         facts = {"parameters": _count(network), "frozen_parameters": _count(network, set(frozen)), **taken}
         network = parallel.with_common_statistics(network.to(on), ranks, on)
-        return cls(store, fold, params, on, dtype, network, facts, ranks.on(on))
+        return cls(store, fold, params, on, dtype, network, facts, device.facts(on, ranks), ranks.on(on))
 
     def training(self, whole_cases: Scorer | None, between: Callable[[], None]) -> Training:
         """The training, at its first step."""
