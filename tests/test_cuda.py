@@ -129,6 +129,7 @@ def test_the_same_bits_again_and_after_a_resume():
 
 def test_memory_holds_the_cases_once_and_does_not_grow():
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     one = training(
         runtime__device="cuda", runtime__compile="never", train__iterations_per_epoch=60, train__precision="bf16"

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from segpipe.training import execution
 from segpipe.training.execution import Execution
 from segpipe.training.loop import evaluate, train_step
 from segpipe.training.network import create, outputs
+from segpipe.training.unet import ConvBlock
 
 CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
 
@@ -113,6 +115,41 @@ def test_instance_norm_in_any_layout_is_torchs(shape, dtype):
     assert torch.equal(own(x), torchs(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("nonlinear", [True, False])
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_a_block_is_its_parts_without_copies(n_axes, nonlinear, dtype):
+    """The bits of torch's modules one after the other, whose work in place autograd would copy the map for."""
+    torch.manual_seed(0)
+    block = ConvBlock(3, 4, [3] * n_axes, [1] * n_axes, nonlinear=nonlinear)
+    norm = (nn.InstanceNorm3d if n_axes == 3 else nn.InstanceNorm2d)(4, eps=1e-5, affine=True)
+    parts = nn.Sequential(deepcopy(block.conv), norm, nn.LeakyReLU(0.01) if nonlinear else nn.Identity())
+    for module in (block.norm, norm):
+        nn.init.normal_(module.weight, generator=torch.Generator().manual_seed(1))
+        nn.init.normal_(module.bias, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(2, 3, *[8] * n_axes)
+    results = []
+    for module in (block, parts):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            results.append(module(x))
+        results[-1].float().square().mean().backward()
+    assert torch.equal(*results)
+    assert results[0].dtype == dtype
+    gradients = [[parameter.grad for parameter in module.parameters()] for module in (block, parts)]
+    assert all(map(torch.equal, *gradients))
+    assert "CopySlices" not in str(graph_of(results[0]))
+
+
+def graph_of(result):
+    """Names of what will be differentiated."""
+    names, left = [], [result.grad_fn]
+    while left:
+        node = left.pop()
+        names.append(node.name())
+        left += [before for before, _ in node.next_functions if before is not None]
+    return names
+
+
 def test_the_running_mean_and_the_optimiser_take_over_the_layout():
     one = training(runtime__channels_last=True, train__ema__decay=0.9)
     train_step(one, 0, [one.feed.training(0)])
@@ -135,7 +172,7 @@ def test_a_compiled_step_computes_the_same(monkeypatch, channels_last):
 
     changes = {"runtime__channels_last": channels_last}
 
-    def traced(function, mode=None):
+    def traced(function, **options):
         graphs.append(function)
         return compiler(function, backend="aot_eager", fullgraph=True)
 
@@ -162,7 +199,7 @@ def failing(error):
 def test_what_cannot_be_compiled_runs_as_it_is_written(monkeypatch, caplog):
     calls = []
 
-    def compiler(function, mode=None):
+    def compiler(function, **options):
         return failing(torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no compiler"), None))
 
     monkeypatch.setattr(torch, "compile", compiler)
@@ -178,7 +215,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(monkeypatch, caplog):
 
 
 def test_other_errors_of_a_compiled_function_are_not_swallowed(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, mode=None: failing(torch.OutOfMemoryError("full")))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: failing(torch.OutOfMemoryError("full")))
     automatic = Execution(channels_last=False, compiled="fused", falls_back=True)
     with pytest.raises(torch.OutOfMemoryError):
         automatic._as_chosen(print, None)()
@@ -187,7 +224,7 @@ def test_other_errors_of_a_compiled_function_are_not_swallowed(monkeypatch):
 def test_each_step_begins_anew_for_graphs(monkeypatch):
     began = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: began.append(1))
-    monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     for compiled, times in (("fused", 0), ("graphs", 3)):
         one = replace(training(), execution=Execution(False, compiled, False))
         for step in range(3):
@@ -213,3 +250,44 @@ def test_a_step_asks_nothing_of_the_device(monkeypatch):
     assert loss.device.type == "meta"
     with pytest.raises(RuntimeError, match="meta"):
         float(loss)
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_not(monkeypatch, caplog):
+    """Compiled when it is due, it would end the training: there nothing falls back."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def broken(graph, example):
+        raise RuntimeError("no compiler for the backward pass")
+
+    compiler, backend = (
+        torch.compile,
+        aot_autograd(fw_compiler=lambda graph, example: graph.forward, bw_compiler=broken),
+    )
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, backend=backend))
+    monkeypatch.setattr(execution, "can_compile", lambda: True)
+    fused = Execution(channels_last=False, compiled="fused", falls_back=True)
+    one = replace(training(), forward=fused.forward)
+    assert train_step(one, 0, [one.feed.training(0)]).isfinite()
+    assert "not compiled" in caplog.text
+    assert "no compiler for the backward pass" in caplog.text
+
+
+def test_other_shapes_are_compiled_for_themselves():
+    """Two samples in training, three in validation: one graph for any number would be a slower one."""
+    seen = []
+
+    def backend(graph, example):
+        seen.append([size for one in example if isinstance(one, torch.Tensor) for size in one.shape])
+        return graph.forward
+
+    fused = Execution(channels_last=False, compiled="fused", falls_back=False)
+    torch._dynamo.reset()
+    compiler = torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **options: compiler(function, backend=backend, **options))
+        forward = fused.forward
+    network = create(1, 2, planned([8, 8, 8]), None)
+    for n in (2, 3, 4):
+        forward(network, torch.zeros(n, 1, 8, 8, 8), 1)
+    assert len(seen) == 3
+    assert all(isinstance(size, int) for sizes in seen for size in sizes)

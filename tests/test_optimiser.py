@@ -167,7 +167,7 @@ def test_rate_factors_scale_the_step_of_each_part():
 @pytest.mark.parametrize("scaled", [False, True])
 def test_updates_are_fused_where_gradients_are_not_scaled(name, scaled):
     """torch's fused SGD would begin with whatever memory held, where the first step overflows."""
-    one = optimiser.build(nn.Linear(2, 1), block(name=name), scaled)
+    one = optimiser.build(unet(), block(name=name), scaled)
     assert one.defaults["fused"] is not scaled
 
 
@@ -187,3 +187,27 @@ def test_an_optimiser_of_an_import_path_gets_the_groups_and_the_settings(tmp_pat
     assert [group["weight_decay"] for group in one.param_groups] == [3e-5, 0]
     set_rate(one, 0.5)
     assert [group["lr"] for group in one.param_groups] == [0.5, 0.5]
+
+
+class Sometimes(nn.Module):
+    """Learns its second kernel from the second step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.n = nn.Conv3d(1, 2, 3), nn.Conv3d(2, 2, 1), 0
+
+    def forward(self, x):
+        self.n += 1
+        return self.first(x) if self.n == 1 else self.second(self.first(x))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_network_may_learn_other_parameters_in_other_steps(name):
+    network = Sometimes()
+    one = optimiser.build(network, block(name=name), scaled=False)
+    before = network.second.weight.clone()
+    for _ in range(3):
+        one.zero_grad(set_to_none=True)
+        network(torch.ones(1, 1, 4, 4, 4)).square().mean().backward()
+        one.step()
+    assert not torch.equal(network.second.weight, before)

@@ -24,6 +24,7 @@ log = getLogger(__name__)
 # Steps. Compiling is expected to take one to three minutes and to save some 10 ms per step: not measured yet, but
 # nnU-Net, whose networks these are, compiles on CUDA by default.
 PAYS_AFTER = 5000
+MOST_COMPILERS = 8  # processes
 C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds its launchers with one
 
 Forward = Callable[[nn.Module, Tensor, int], list[Tensor]]
@@ -85,13 +86,27 @@ class Execution:
     def _as_chosen(self, function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
         if self.compiled == "never":
             return function
-        compiled = torch.compile(function, mode=mode)
+        _set_compiler()
+        # shapes as they are: a rank's share of a training batch and the whole validation batch are two graphs
+        compiled = torch.compile(function, mode=mode, dynamic=False)
         return _FallingBack(compiled, function) if self.falls_back else compiled
 
     def begin_step(self) -> None:
         """Tell CUDA graphs that what the last step put out is no longer needed."""
         if self.compiled == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
+
+
+def _set_compiler() -> None:
+    """Compile the backward pass with the forward pass, where its failure is met, and by few processes.
+
+    Inductor starts as many as there are cores, up to 32, in each job of a machine.
+    """
+    import torch._functorch.config  # noqa: PLC0415  # half a second that only compiling needs
+    import torch._inductor.config  # noqa: PLC0415
+
+    torch._functorch.config.force_non_lazy_backward_lowering = True
+    torch._inductor.config.compile_threads = min(MOST_COMPILERS, torch.get_num_threads())
 
 
 class _FallingBack:
@@ -106,7 +121,7 @@ class _FallingBack:
         except RuntimeError as error:
             if self.function is self.written or not _failed_to_compile(error):
                 raise
-            log.warning("not compiled, which only costs time: %s", str(error).split("\n")[0])
+            log.warning("not compiled, which only costs time: %s", " ".join(str(error).split("\n")[:2]))
             self.function = self.written
             return self.written(*args)
 

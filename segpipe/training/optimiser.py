@@ -8,6 +8,7 @@ from torch import nn
 from segpipe import plugins
 from segpipe.params.train import Optimiser, Part
 from segpipe.training.network import is_head
+from segpipe.training.unet import UNet
 
 
 def part_of(name: str) -> Part:
@@ -36,10 +37,13 @@ def build(network: nn.Module, settings: Optimiser, scaled: bool) -> torch.optim.
     """The optimiser over the parameters that are learnt, fused where the device has it.
 
     scaled : gradients are those of a scaled loss (fp16). Then it is not fused: where the first step overflows, the
-        fused SGD of torch 2.13 leaves its momentum uninitialised (torch/optim/sgd.py, `_fused_sgd`).
+        fused SGD of torch 2.13 leaves its momentum uninitialised (torch/optim/sgd.py, `_fused_sgd`). Nor is it for a
+        network of the user's own, which may learn other parameters in other steps: with the momentum of some only, the
+        fused SGD fails.
     """
     parameters = groups(network, settings)
-    fused = parameters[0]["params"][0].device.type in ("cpu", "cuda") and not scaled
+    on = parameters[0]["params"][0].device.type
+    fused = on in ("cpu", "cuda") and not scaled and isinstance(network, UNet)
     if settings.name == "sgd":
         return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
     if settings.name == "adamw":

@@ -19,12 +19,17 @@ class _AnyLayout:
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) to the same shape, type and layout."""
         if x.is_contiguous():
-            result: Tensor = super().forward(x)  # type: ignore[misc]
-            return result
+            return self.flat(x).view(x.shape)
         variance, mean = torch.var_mean(x.float(), tuple(range(2, x.ndim)), correction=0, keepdim=True)
         shape = (-1, *(1,) * (x.ndim - 2))
         scale = (variance + self.eps).rsqrt() * self.weight.view(shape)  # type: ignore[attr-defined]
         return ((x.float() - mean) * scale + self.bias.view(shape)).to(x.dtype)  # type: ignore[attr-defined]
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Of a contiguous (B, C, ...), as torch computes it: (1, B C, ...)."""
+        scale, shift = self.weight.repeat(len(x)), self.bias.repeat(len(x))  # type: ignore[attr-defined]
+        samples = x.reshape(1, -1, *x.shape[2:])
+        return torch.batch_norm(samples, scale, shift, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)  # type: ignore[attr-defined]
 
 
 class InstanceNorm2d(_AnyLayout, nn.InstanceNorm2d):
@@ -57,8 +62,12 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n_in, ...) to (B, n_out, ...)."""
-        result: Tensor = self.nonlin(self.norm(self.conv(x)))
-        return result
+        x = self.conv(x)
+        if not x.is_contiguous():
+            result: Tensor = self.nonlin(self.norm(x))
+            return result
+        # activated before it has its shape: after work in place on a view autograd copies the map four times
+        return self.nonlin(self.norm.flat(x)).view(x.shape)
 
 
 class StackedConvBlocks(nn.Module):
