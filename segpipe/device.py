@@ -32,26 +32,29 @@ def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
         torch.set_num_threads(max(1, runtime.threads // launched.n_ranks()))
     else:  # torch does not see that a container may be granted less time than its processors have
         torch.set_num_threads(min(torch.get_num_threads(), machine.n_threads(None)))
-    return use(reserve(runtime, gpu_bytes), "params.yaml: runtime.device")
+    return use(reserve(runtime.device, gpu_bytes), "params.yaml: runtime.device")
 
 
-def reserve(runtime: Runtime, gpu_bytes: float, n_gpus: int = 1) -> str:
-    """Take GPUs for this process and its children, where `runtime.device` is one; what the device is called then.
+def reserve(wanted: str, gpu_bytes: float, n_gpus: int = 1) -> str:
+    """Take GPUs for this process and its children, where the device `wanted` is one; what it is called then.
 
     A rank sees one already, of those that its launcher has taken. Where CUDA runs already, in a notebook say, it is too
     late to choose.
     """
-    if not _is_cuda(runtime.device) or torch.cuda.is_initialized():
-        return runtime.device
-    number = _number(runtime.device)
+    if not _is_cuda(wanted) or torch.cuda.is_initialized():
+        return wanted
+    number = _number(wanted)
     taken = launched.is_rank() or lease.take(n_gpus, gpu_bytes, number)
-    return "cuda" if taken and number is not None else runtime.device
+    return "cuda" if taken and number is not None else wanted
 
 
-def require(runtime: Runtime, n_gpus: int) -> None:
-    """Raise SegpipeError where `reserve` would find fewer GPUs, or there is no such device. Nothing is taken."""
-    if not _is_cuda(runtime.device) or not lease.candidates(n_gpus, _number(runtime.device)):
-        _device(runtime.device, "params.yaml: runtime.device")
+def require(wanted: str, n_gpus: int, named: tuple[str, str]) -> None:
+    """Raise SegpipeError where `reserve` would find fewer GPUs, or there is no such device. Nothing is taken.
+
+    named : what the user calls number and device, for the message
+    """
+    if not _is_cuda(wanted) or not lease.candidates(n_gpus, _number(wanted), named[0]):
+        _device(wanted, named[1])
 
 
 def _is_cuda(name: str) -> bool:

@@ -107,17 +107,17 @@ def take(n: int, n_bytes: float, number: int | None = None) -> Sequence[Gpu]:
     return _held.devices
 
 
-def candidates(n: int, number: int | None) -> list[Gpu]:
+def candidates(n: int, number: int | None, asked: str = "runtime.num_gpus") -> list[Gpu]:
     """The devices of which `take` takes `n`, now or later; none where there are none, or none of that number.
 
     Instances of a divided GPU are for jobs with one device: CUDA shows a process only one of them.
-    Raises SegpipeError where there are fewer than `n`.
+    Raises SegpipeError where there are fewer than `n`; `asked` says who wants so many.
     """
     visible = gpus.visible()
     found = visible if number is None else visible[number : number + 1]
     found = found if n == 1 else [gpu for gpu in found if gpu.uuid == gpu.parent]
     if len(found) < n and n > 1 and visible:
-        raise _too_few(found, n)
+        raise _too_few(found, n, asked)
     return found
 
 
@@ -259,15 +259,15 @@ def _folder() -> Path:
     return path
 
 
-def _too_few(found: Sequence[Gpu], n: int) -> SegpipeError:
+def _too_few(found: Sequence[Gpu], n: int, asked: str) -> SegpipeError:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return SegpipeError(
         problem(
             "fewer GPUs than asked for",
-            where="params.yaml: runtime.num_gpus",
+            where=asked,
             found=f"{len(found)} for this job" + (f", CUDA_VISIBLE_DEVICES={visible}" if visible is not None else ""),
             expected=f"{n}",
-            cure="lower it, or let the job use more: runtime.device: auto, CUDA_VISIBLE_DEVICES, the cluster's request",
+            cure="lower it, or let the job use more: device auto, CUDA_VISIBLE_DEVICES, the cluster's request",
         )
     )
 

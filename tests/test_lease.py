@@ -17,7 +17,6 @@ import pytest
 import torch
 from conftest import REPO, Project, environment, wait_until
 from pretended_driver import nvml
-from tiny import params
 
 from segpipe import device, digest, gpus, launched, lease
 from segpipe.cli import launch
@@ -459,7 +458,7 @@ def taken(monkeypatch):
 
 
 def reserve(name):
-    return device.reserve(params(runtime__device=name).runtime, 8 * GB)
+    return device.reserve(name, 8 * GB)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +482,6 @@ from segpipe import launched
 launched.begin()
 import logging, os, signal, time
 from pathlib import Path
-from tiny import params
 from segpipe import digest
 from segpipe.cli import launch
 logging.basicConfig(level="INFO", format="%(message)s")
@@ -495,7 +493,7 @@ if launched.is_rank():
         while not Path("end").exists():
             time.sleep(0.05)
 else:
-    launch.ranks(params(runtime__device="auto", runtime__num_gpus=2), lock)
+    launch.ranks(sys.argv, 2, "auto", lock=lock)
 """
 
 
@@ -569,7 +567,7 @@ def test_more_ranks_than_gpus_are_refused_before_anything_is_taken(pretended, mo
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(launch, "_Requests", list)
     with pytest.raises(SegpipeError, match=f"(?s){said}"):
-        launch.ranks(params(runtime__device=name, runtime__num_gpus=n), tmp_path / "state/.lock")
+        launch.ranks(sys.argv, n, name, lock=tmp_path / "state/.lock")
     assert [path.name for path in tmp_path.iterdir()] == ["gpus.json"]
 
 
@@ -578,13 +576,14 @@ def test_ranks_on_a_device_that_is_absent_are_refused_before_anything_is_taken(m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(launch, "_Requests", list)
     with pytest.raises(SegpipeError, match="no such device"):
-        launch.ranks(params(runtime__device="cuda", runtime__num_gpus=2), tmp_path / "state/.lock")
+        launch.ranks(sys.argv, 2, "cuda", lock=tmp_path / "state/.lock")
     assert not list(tmp_path.iterdir())
 
 
-def test_mps_is_one_device(taken):
+def test_mps_is_one_device(taken, monkeypatch):
+    monkeypatch.setattr(launch, "_Requests", list)
     with pytest.raises(SegpipeError, match="one such device"):
-        launch._require_gpus(params(runtime__device="mps", runtime__num_gpus=2))
+        launch.ranks(sys.argv, 2, "mps")
 
 
 @pytest.fixture

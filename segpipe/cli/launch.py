@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
 from logging import CRITICAL, Logger, getLogger, root
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,6 @@ import psutil
 
 from segpipe import digest, launched, machine
 from segpipe.errors import SegpipeError, problem
-from segpipe.params import Params
 
 log = getLogger(__name__)
 
@@ -27,26 +27,39 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 NOT_OURS = "SIGQUIT"  # torchrun insists on obeying some signal itself; of those above it would forget all but the first
 LOOKING_S = 0.1
 BAD_INPUT = 2
+SETTINGS = ("params.yaml: runtime.num_gpus", "params.yaml: runtime.device")
 
 
-def ranks(params: Params, lock: Path) -> None:
-    """Run this very command as `runtime.num_gpus` ranks, and end as they end.
+def ranks(
+    command: Sequence[str],
+    n: int,
+    device: str,
+    threads: int | None = None,
+    lock: Path | None = None,
+    named: tuple[str, str] = SETTINGS,
+) -> None:
+    """Run a command as `n` ranks, each on a GPU of its own, and end as they end.
 
-    lock : of what the ranks write. Who waits for it has no GPU yet: its holder may wait for one
+    command : what stands behind `python`
+    threads : of all ranks together; None: those that OMP_NUM_THREADS says, or one per core
+    lock : of what the ranks write, unless the first of them takes it. Who waits for it has no GPU yet: its holder may
+        wait for one
+    named : what the user calls number and device, for messages
     Exits as the rank that failed first; after a signal, which all ranks get, with 128 + the first one's number.
     Raises SegpipeError where there are fewer GPUs.
     """
-    from segpipe import device  # noqa: PLC0415  # torch: seconds
+    from segpipe import device as devices  # noqa: PLC0415  # torch: seconds
 
     requests = _Requests()
-    _require_gpus(params)
-    with digest.locked(lock, f"{params.runtime.num_gpus} ranks that begin") as held:
-        launched.hand_down(held)
-        device.reserve(params.runtime, float("inf"), params.runtime.num_gpus)  # shared with no other job
-        _run(params.runtime.num_gpus, params.runtime.threads, requests)
+    _require_gpus(n, device, named)
+    with contextlib.nullcontext() if lock is None else digest.locked(lock, f"{n} ranks that begin") as held:
+        if held is not None:
+            launched.hand_down(held)
+        devices.reserve(device, float("inf"), n)  # shared with no other job
+        _run(command, n, threads, requests)
 
 
-def _run(n: int, threads: int | None, requests: "_Requests") -> None:
+def _run(command: Sequence[str], n: int, threads: int | None, requests: "_Requests") -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs  # noqa: PLC0415  # torch: seconds
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.launcher import LaunchConfig, elastic_launch  # noqa: PLC0415
@@ -72,7 +85,7 @@ def _run(n: int, threads: int | None, requests: "_Requests") -> None:
             logs_specs=DefaultLogsSpecs(log_dir=notes),  # or it would leave them in the temporary folder
         )
         try:
-            elastic_launch(config, sys.executable)("-u", *sys.argv)
+            elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as error:
             requests.obey()
             _explain(error.failures, n)
@@ -102,21 +115,16 @@ class _Requests:
             sys.exit(128 + self.number)
 
 
-def _require_gpus(params: Params) -> None:
+def _require_gpus(n: int, device: str, named: tuple[str, str]) -> None:
     """Raise SegpipeError where there are not as many GPUs as ranks."""
-    from segpipe import device  # noqa: PLC0415  # torch: seconds
+    from segpipe import device as devices  # noqa: PLC0415  # torch: seconds
 
-    if params.runtime.device == "mps":
+    if device == "mps":
+        found = f"{n}, with {named[1]} mps"
         raise SegpipeError(
-            problem(
-                "there is one such device",
-                where="params.yaml: runtime.num_gpus",
-                found=f"{params.runtime.num_gpus}, with runtime.device: mps",
-                expected="1",
-                cure="lower it",
-            )
+            problem("there is one such device", where=named[0], found=found, expected="1", cure="lower it")
         )
-    device.require(params.runtime, params.runtime.num_gpus)
+    devices.require(device, n, named)
 
 
 def _explain(failures: dict[int, Any], n: int) -> None:
@@ -145,5 +153,5 @@ def _killed(where: str, number: int) -> str:
         where=where,
         found=name,
         expected="all ranks to end together",
-        cure=f"{cure}; the same command goes on after the last checkpoint",
+        cure=f"{cure}; the same command goes on after the last checkpoint, or with the cases that are left",
     )

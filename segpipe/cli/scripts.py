@@ -5,6 +5,7 @@ A script is a verb: `run(function, "--cases", "--out")` parses exactly those arg
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def run(
         params = params_module.load()
         _agree(args, params)
         if before_ranks and params.runtime.num_gpus > 1 and not launched.is_rank():
-            launch.ranks(params, before_ranks(args, params))
+            runtime = params.runtime
+            launch.ranks(sys.argv, runtime.num_gpus, runtime.device, runtime.threads, before_ranks(args, params))
         else:
             function(args, params)
 
