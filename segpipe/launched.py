@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 LAUNCHER = "SEGPIPE_LAUNCHER"  # environment variable with the launcher's pid
+SHARE = "segpipe.share"  # logger of what every rank says, of its own share of the work
 LOST = 76  # exit code of a rank that lost the others (sysexits.h: EX_PROTOCOL)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 VISIBLE = "CUDA_VISIBLE_DEVICES"

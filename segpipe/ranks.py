@@ -27,7 +27,7 @@ log = getLogger(__name__)
 
 T = TypeVar("T")
 
-LOST_AFTER_S = 2.0  # the launcher shall see first who died
+LOST_AFTER_S = 5.0  # the launcher shall see first who died, and ends the others before they speak
 MEETING = timedelta(minutes=10)  # all ranks have begun
 # A rank may wait for days, for a lock that an earlier job holds; that a partner died is noticed by its connection.
 PATIENCE = timedelta(days=30)
@@ -176,6 +176,6 @@ def watched(ranks: Ranks) -> Iterator[None]:
     except RuntimeError as error:
         if ranks.n == 1 or not GONE.search(str(error)):
             raise
-        log.error("another rank has ended (%s)", str(error).split("\n")[0])
         time.sleep(LOST_AFTER_S)
+        log.error("another rank has ended (%s)", str(error).split("\n")[0])
         raise Lost from error

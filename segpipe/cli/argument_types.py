@@ -73,3 +73,11 @@ def positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError("above 0")
     return value
+
+
+def count(text: str) -> int:
+    """How many of something, at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value

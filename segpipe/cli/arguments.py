@@ -124,6 +124,9 @@ def predict(parser: argparse.ArgumentParser) -> None:
         "--uncertainty", action="store_true", help="CASE_uncertainty.nii.gz: how much folds and configurations disagree"
     )
     parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps")
+    parser.add_argument(
+        "--num-gpus", type=types.count, default=1, metavar="N", help="GPUs that share the cases; default: 1"
+    )
 
 
 def _add_way(parser: argparse.ArgumentParser) -> None:

@@ -10,9 +10,11 @@ To add one: write both, and a line in VERBS.
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 
 import segpipe
+from segpipe import launched
 from segpipe.cli import arguments
 from segpipe.cli.outcome import exit_codes, start_log
 
@@ -37,7 +39,9 @@ VERBS = {
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run one verb. Exit codes: 0; 2 for bad input or a wrong call; 1 for an unexpected error, with a traceback."""
-    args = _parser().parse_args(given)
+    launched.begin()
+    words = [*(sys.argv[1:] if given is None else given)]
+    args = _parser().parse_args(words, argparse.Namespace(words=words))
     start_log(None)
     with exit_codes():
         importlib.import_module(f"segpipe.cli.{args.module}").run(args)
@@ -53,3 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         getattr(arguments, module)(verb)
         verb.set_defaults(module=module)
     return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -15,9 +16,8 @@ from segpipe.errors import SegpipeError, problem
 
 log = logging.getLogger("segpipe")
 
-SAME_ERROR_S = (
-    1.5  # what is wrong with the input is wrong in all ranks: the launcher ends the others before they say so
-)
+# What is wrong with the input is wrong in all ranks: the launcher ends the others before they say so.
+SAME_ERROR_S = 10.0
 
 
 def start_log(path: str | None) -> None:
@@ -31,6 +31,7 @@ def start_log(path: str | None) -> None:
     rank = launched.rank()  # of several that share a job the first one speaks; the others say what went wrong
     level, shape = (logging.ERROR, f"rank {rank}: %(message)s") if rank else (logging.INFO, "%(message)s")
     logging.basicConfig(level=level, format=shape, handlers=handlers, force=True)
+    logging.getLogger(launched.SHARE).setLevel(logging.INFO)
     if path:
         log.debug("pid %d", os.getpid())
 
@@ -93,3 +94,7 @@ def exit_codes() -> Iterator[None]:
     except Exception:
         log.exception("unexpected error")
         sys.exit(1)
+    except KeyboardInterrupt:
+        if not launched.is_rank():
+            raise
+        sys.exit(128 + signal.SIGINT)  # of several ranks none has to say where it was

@@ -3,10 +3,13 @@
 import argparse
 from dataclasses import fields
 
+from segpipe import launched
+from segpipe.cli import launch
 from segpipe.cli.outcome import require_folder
 from segpipe.errors import SegpipeError, problem
 from segpipe.inference.api import Options, Predictor
-from segpipe.inference.predict_cases import Written
+from segpipe.inference.predict_cases import Written, lock
+from segpipe.ranks import joined
 
 
 def run(args: argparse.Namespace) -> None:
@@ -15,8 +18,18 @@ def run(args: argparse.Namespace) -> None:
         found = f"--dtype {args.dtype} " + {"none": "alone", "nifti": "--probabilities nifti"}[args.probabilities]
         expected, cure = "--dtype with --probabilities npz; NIfTI has float32", "leave out --dtype"
         raise SegpipeError(problem("no such type", where="--dtype", found=found, expected=expected, cure=cure))
+    require_folder(args.out)
+    if args.num_gpus > 1 and not launched.is_rank():
+        return _in_ranks(args)
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
     written = Written(args.probabilities, args.dtype or "float16", uncertainty=args.uncertainty)
-    predictor = Predictor(args.model, **options)
-    require_folder(args.out)
-    predictor.files(args.images, args.out, written)
+    with joined() as ranks:
+        Predictor(args.model, **options).files(args.images, args.out, written, ranks)
+
+
+def _in_ranks(args: argparse.Namespace) -> None:
+    """The same call in several processes."""
+    again = ["-P", "-m", "segpipe.cli.main", *args.words]
+    before = lock(args.out)
+    held = before if before.exists() else None  # of an earlier call: for a wrong one no folder is made
+    launch.ranks(again, args.num_gpus, args.device, lock=held, named=("--num-gpus", "--device"))

@@ -22,6 +22,7 @@ from segpipe.inference.presets import PRESETS
 from segpipe.params import Validate
 from segpipe.params.fields import Section
 from segpipe.params.schema import Predict
+from segpipe.ranks import ALONE, Ranks
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -69,11 +70,14 @@ class Predictor:
         on = devices.use(str(chosen.device))
         self.ensemble = models.load(paths, wanted, on, chosen.weights, self.way.precision)
 
-    def files(self, images: Paths, out: str | os.PathLike[str], written: Written | None = None) -> dict[str, Path]:
+    def files(
+        self, images: Paths, out: str | os.PathLike[str], written: Written | None = None, ranks: Ranks = ALONE
+    ) -> dict[str, Path]:
         """Predict image files into a folder, and return where each case's segmentation is.
 
         images : a folder of cases (CASE_0000.nii.gz, one file per channel, or CASE.nii.gz), a file, several files, or
             the folder of a DICOM series
+        ranks : who take turns at the cases; each makes this call
         A case that was predicted from the same image in the same way is left as it is.
         Raises SegpipeError, before anything is predicted, where an image would be overwritten; at the end, with all
         cases that could not be predicted.
@@ -81,10 +85,10 @@ class Predictor:
         written = written or Written()
         _require_known(written)
         several = [Path(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
-        cases = found_images.at(several, self.ensemble.content)
+        cases = ranks.same(found_images.at(several, self.ensemble.content))
         job = Job(self.ensemble, cases, self.way, written, Path(out))
         _require_apart(several, cases, job)
-        predict_cases.run(job)
+        predict_cases.run(job, ranks=ranks)
         return {case: job.files(case)[0] for case in cases.test}
 
     def array(self, array: NDArray[Any], spacing_mm: Sequence[float], written: Written | None = None) -> Predicted:

@@ -12,7 +12,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from segpipe import digest
+from segpipe import digest, launched
 from segpipe.data import image
 from segpipe.data.cases import Cases
 from segpipe.errors import SegpipeError, problem, raise_all
@@ -24,7 +24,7 @@ from segpipe.inference.postprocess import Rule
 from segpipe.inference.predict import Way
 from segpipe.ranks import ALONE, Ranks
 
-log = getLogger(__name__)
+log, of_share = getLogger(__name__), getLogger(launched.SHARE)
 
 PROBABILITIES, UNCERTAINTY = (f"{end}.nii.gz" for end in image.BESIDE_SEGMENTATIONS)
 WRITERS = 2  # threads that write while the next case is predicted
@@ -137,17 +137,22 @@ def run(job: Job, done: Callable[[int], None] = lambda n: None, ranks: Ranks = A
     """
     require_several(job.ensemble, job.written)
     names = job.cases.test
-    with ranks.exclusive(job.out / folders.RECORDS / ".lock", f"predicting {len(names)} cases"):
+    with ranks.exclusive(lock(job.out), f"predicting {len(names)} cases"):
         ranks.first_before_others(lambda: folders.describe(job.out, job.cases.labels, job.cases.orientation))
         identity = job.identity()
-        todo = ranks.same([case for case in names if not _is_done(job, case, identity)])
+        done_before = ranks.collected([_is_done(job, case, identity) for case in ranks.own(names)])
+        todo = [case for case, is_done in zip(names, done_before, strict=True) if not is_done]
         log.info("%d cases, %d of them predicted before", len(names), len(names) - len(todo))
-        problems = _Run(job, identity).all(
-            ranks.own(todo), lambda n: done(min(len(names), len(names) - len(todo) + n * ranks.n))
-        )
-        problems = ranks.collected(problems)
+        own = ranks.own(todo)
+        problems = _Run(job, identity).all(own, lambda n: done(min(len(names), len(names) - len(todo) + n * ranks.n)))
+        said = ranks.collected([problems.get(case) for case in own])
         if ranks.is_first:
-            raise_all("cases that could not be predicted", problems)
+            raise_all("cases that could not be predicted", [text for text in said if text])
+
+
+def lock(out: Path) -> Path:
+    """The file whose lock a call holds that predicts cases into `out`."""
+    return out / folders.RECORDS / ".lock"
 
 
 def require_several(ensemble: Ensemble, written: Written) -> None:
@@ -168,7 +173,7 @@ def require_several(ensemble: Ensemble, written: Written) -> None:
 def _is_done(job: Job, case: str, identity: str) -> bool:
     """A file that cannot be read is not done, and named when its turn comes."""
     try:
-        return job.is_done(case, digest.of([identity, job.cases.identity(case)]))
+        return job.record(case).is_file() and job.is_done(case, digest.of([identity, job.cases.identity(case)]))
     except (SegpipeError, OSError):
         return False
 
@@ -187,11 +192,11 @@ class _Run:
 
     def __init__(self, job: Job, identity: str) -> None:
         self.job, self.identity = job, identity
-        self.problems: list[str] = []
+        self.problems: dict[str, str] = {}
         self.waiting: deque[tuple[str, Future[None]]] = deque()
 
-    def all(self, names: Sequence[str], done: Callable[[int], None]) -> list[str]:
-        """Predict them; what was wrong with those that failed."""
+    def all(self, names: Sequence[str], done: Callable[[int], None]) -> dict[str, str]:
+        """Predict them; what was wrong with each that failed."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
             following: Future[_Read] | None = None
             for index, name in enumerate(names):
@@ -203,7 +208,7 @@ class _Run:
                     following = reader.submit(self._load, names[index + 1])
                 if predicted := self._predict(name, read.case):
                     self.waiting.append((name, writers.submit(self.job.write, name, predicted, read.made_of)))
-                    log.info("%s predicted", name)
+                    of_share.info("%s predicted", name)
                 del predicted, read  # or they would be there while the next case is predicted
                 self._let_finish(WRITERS - 1)
                 done(index + 1)
@@ -253,4 +258,4 @@ class _Run:
             raise error
         said = str(error) if isinstance(error, SegpipeError) else f"{name}: {type(error).__name__}: {error}"
         log.error("%s is left out: %s", name, said)
-        self.problems.append(said)
+        self.problems[name] = said
