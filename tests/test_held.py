@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import random_case
 
-from segpipe.training.held import IN_FILES, PADDING_LABEL, HeldCase, Place
+from segpipe.training.held import IN_FILES, PADDING_LABEL, TYPES, HeldCase, Place, sent
 from segpipe.training.sampling import Box
 
 CPU = torch.device("cpu")
@@ -105,3 +105,18 @@ def test_a_place_on_the_batches_device_reads_there():
     image, maps = held.read(BOXES["over a corner"])
     assert image.device == maps.device == meta
     assert held.shape == SHAPE
+
+
+@pytest.mark.parametrize("to", ["cpu", "meta"])
+def test_small_arrays_are_sent_in_one_copy(monkeypatch, to):
+    """Of any type and length: what follows an odd number of bytes begins where its type may."""
+    rng, copies, whole = np.random.default_rng(0), [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda given, *args, **named: copies.append(args) or whole(given, *args))
+    shapes = [(3,), (2, 1, 5), (1,), (4, 4)]
+    arrays = [rng.integers(0, 2, shape).astype(name) * 3 for shape in shapes for name in TYPES if name != "bool"]
+    arrays = [*arrays, *(rng.random(n) < 0.5 for n in (1, 5)), *arrays[::-1], rng.random((4, 3)).astype(np.float32).T]
+    found = sent(arrays, torch.device(to))
+    assert copies == [(torch.device(to),)]
+    for one, expected in zip(found, arrays, strict=True):
+        assert (one.device.type, tuple(one.shape), one.dtype) == (to, expected.shape, TYPES[expected.dtype.name])
+        assert to == "meta" or np.array_equal(one, expected)

@@ -29,14 +29,12 @@ APPLIED = {
 
 def on_host(name, image, values, in_plane=False):
     """One sample, as it is done on the CPU: channel by channel where something is drawn."""
-    return intensity.change(image.clone()[None], TRANSFORMS[name], values, in_plane)[0]
+    return intensity.change_drawn(image.clone(), [(TRANSFORMS[name], values)], in_plane)
 
 
 def on_device(name, image, values, in_plane=False):
     """One sample, as it is done elsewhere: all channels at once."""
-    parameters = intensity.stacked(TRANSFORMS[name], values, tuple(image.shape[1:]), in_plane)
-    chosen = torch.tensor([value is not None for value in values])
-    return intensity.change_all(TRANSFORMS[name].change, image, chosen, *parameters)
+    return intensity.change_all(image, [(TRANSFORMS[name], values)], in_plane)
 
 
 BOTH = pytest.mark.parametrize("changed", [on_host, on_device])
@@ -218,9 +216,22 @@ def drawn_of(**values):
 def test_transforms_are_applied_in_nnunets_order(monkeypatch):
     order, named = [], {id(transform): name for name, transform in TRANSFORMS.items()}
     monkeypatch.setattr(intensity, "add_noise", lambda *_: order.append("noise"))
-    monkeypatch.setattr(intensity, "change", lambda images, transform, *_: order.append(named[id(transform)]) or images)
-    intensity.apply(PATCH[None], [drawn_of(**{name: [1.0, 1.0] for name in TRANSFORMS})], in_plane=False)
-    assert order == ["noise", "blur", "brightness", "contrast", "low_resolution", "inverted_gamma", "gamma"]
+    for way in ("change_drawn", "change_all"):
+        monkeypatch.setattr(
+            intensity, way, lambda images, steps, _: order.extend(named[id(one)] for one, _ in steps) or images
+        )
+    for image in (PATCH, PATCH.to("meta")):
+        intensity.apply(image[None], [drawn_of(**{name: [1.0, 1.0] for name in TRANSFORMS})], in_plane=False)
+        assert order == ["noise", "blur", "brightness", "contrast", "low_resolution", "inverted_gamma", "gamma"]
+        order.clear()
+
+
+def test_transforms_follow_each_other_alike_on_all_channels_at_once():
+    image = torch.randn((3, 9, 8, 10), generator=torch.Generator().manual_seed(3))
+    steps = [(TRANSFORMS[APPLIED[name][0]], [*APPLIED[name][1], None]) for name in APPLIED if "2d" not in name]
+    alone, together = intensity.change_drawn(image.clone(), steps, True), intensity.change_all(image, steps, True)
+    assert torch.allclose(alone, together, atol=1e-5)
+    assert torch.equal(together[2], image[2])
 
 
 def test_every_sample_and_channel_gets_what_was_drawn_for_it():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from segpipe.prepare.store import StoredCase
 from segpipe.training.sampling import Box
 
 PADDING_LABEL = -1
+ALIGNED = 16  # bytes, for every type and for loads of several numbers at once
+TYPES = {name: getattr(torch, name) for name in ("bool", "int32", "int64", "float32")}
 
 Slices = tuple[slice, ...]
 
@@ -89,9 +92,20 @@ class HeldCase:
         return torch.empty((n, *box.size), dtype=dtype, device=beside, pin_memory=pin)
 
 
-def sent(array: Tensor, to: torch.device) -> Tensor:
-    """A small array of the host on a device; from memory that is not page-locked CUDA would wait for the device."""
-    return array.pin_memory().to(to, non_blocking=True) if to.type == "cuda" else array.to(to)
+def sent(arrays: Sequence[NDArray[Any]], to: torch.device) -> list[Tensor]:
+    """Small arrays of the host on a device, all in one copy.
+
+    From memory that is not page-locked CUDA would wait for the device. Each begins where any type may.
+    """
+    starts = [0, *np.cumsum([-(-one.nbytes // ALIGNED) * ALIGNED for one in arrays]).tolist()]
+    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=to.type == "cuda")
+    for one, start in zip(arrays, starts, strict=False):
+        packed.numpy()[start : start + one.nbytes].view(one.dtype)[:] = one.ravel()
+    there = packed.to(to, non_blocking=True)
+    return [
+        there[start : start + one.nbytes].view(TYPES[one.dtype.name]).view(one.shape)
+        for one, start in zip(arrays, starts, strict=False)
+    ]
 
 
 def _overlap(box: Box, shape: Sequence[int]) -> tuple[Slices, Slices]:

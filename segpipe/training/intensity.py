@@ -7,19 +7,20 @@ batch at once, so that nothing there depends on what was drawn but the numbers.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
-from torch.nn.utils.rnn import pad_sequence
 
 from segpipe.training.held import sent
 
 Generator = np.random.Generator
 Tensor = torch.Tensor
+Array = NDArray[Any]
 
 
 def draw(rng: Generator, n_channels: int, n_axes: int) -> dict[str, Any]:
@@ -65,11 +66,13 @@ def draw_low_resolution(rng: Generator, n_channels: int) -> list[float | None] |
 def apply(images: Tensor, drawn: Sequence[dict[str, Any]], in_plane: bool) -> Tensor:
     """Apply what was drawn for each sample, in nnU-Net's order; `images` (B, C, Z, Y, X) float32 may be changed."""
     add_noise(images, [one["noise"] for one in drawn])
+    steps = []
     for name, transform in TRANSFORMS.items():
         values = [value for one in drawn for value in one[name] or [None] * images.shape[1]]
         if any(value is not None for value in values):
-            images = change(images, transform, values, in_plane)
-    return images
+            steps.append((transform, values))
+    change = change_drawn if images.device.type == "cpu" else change_all
+    return change(images.flatten(0, 1), steps, in_plane).view(images.shape)
 
 
 def add_noise(images: Tensor, noise: Sequence[tuple[float, int] | None]) -> None:
@@ -84,42 +87,50 @@ def add_noise(images: Tensor, noise: Sequence[tuple[float, int] | None]) -> None
 class Transform(NamedTuple):
     """What happens to channels.
 
-    parameters : of a drawn value, the channel's shape and whether resolution is lost in plane only: 1d tensors
-    change : of channels (R, Z, Y, X), which it may change in place, and the parameters (R, numbers): the new channels
+    parameters : of a value for each channel, a channel's shape and whether resolution is lost in plane only: arrays
+        (channels, numbers)
+    change : of channels (R, Z, Y, X), which it may change in place, and the parameters: the new channels
     neutral : a value that keeps a channel as it is, but for rounding
     """
 
-    parameters: Callable[[Any, tuple[int, ...], bool], list[Tensor]]
+    parameters: Callable[[Sequence[Any], tuple[int, ...], bool], list[Array]]
     change: Callable[..., Tensor]
     neutral: Any
 
 
-def change(images: Tensor, transform: Transform, values: Sequence[Any], in_plane: bool) -> Tensor:
-    """Apply one transform with a value, or None, for each channel of each sample. images : may be changed in place"""
-    channels, shape = images.flatten(0, 1), tuple(images.shape[2:])
-    if images.device.type == "cpu":
+Step = tuple[Transform, Sequence[Any]]  # a value, or None, for each channel
+
+
+def change_drawn(channels: Tensor, steps: Sequence[Step], in_plane: bool) -> Tensor:
+    """Change (R, Z, Y, X) in place, each channel on its own where a value is drawn for it."""
+    shape = tuple(channels.shape[1:])
+    for transform, values in steps:
         for channel, value in zip(channels.split(1), values, strict=True):
             if value is not None:
-                changed = transform.change(channel, *stacked(transform, [value], shape, in_plane))
+                changed = transform.change(
+                    channel, *map(torch.from_numpy, transform.parameters([value], shape, in_plane))
+                )
                 if changed is not channel:
                     channel.copy_(changed)
-        return images
-    chosen = torch.tensor([value is not None for value in values])
-    parameters = [chosen, *stacked(transform, values, shape, in_plane)]
-    on_device = [sent(one, images.device) for one in parameters]
-    return change_all(transform.change, channels, *on_device).view(images.shape)
+    return channels
 
 
-def stacked(transform: Transform, values: Sequence[Any], shape: tuple[int, ...], in_plane: bool) -> list[Tensor]:
-    """The parameters of channels, (channels, numbers) each; where nothing was drawn they are neutral."""
-    values = [transform.neutral if value is None else value for value in values]
-    of_each = [transform.parameters(value, shape, in_plane) for value in values]
-    return [pad_sequence(list(parts), batch_first=True) for parts in zip(*of_each, strict=True)]
+def change_all(channels: Tensor, steps: Sequence[Step], in_plane: bool) -> Tensor:
+    """The same of all channels at once, with what is neutral where nothing is drawn; the argument stays as it is."""
+    shape = tuple(channels.shape[1:])
+    parameters = [_of_all(transform, values, shape, in_plane) for transform, values in steps]
+    there = iter(sent([one for several in parameters for one in several], channels.device))
+    for (transform, _), several in zip(steps, parameters, strict=True):
+        chosen, *own = islice(there, len(several))
+        channels = torch.where(_per_channel(chosen), transform.change(channels.clone(), *own), channels)
+    return channels
 
 
-def change_all(function: Callable[..., Tensor], channels: Tensor, chosen: Tensor, *parameters: Tensor) -> Tensor:
-    """`function` of the chosen channels, the others as they are. chosen : (R,) bool"""
-    return torch.where(_per_channel(chosen), function(channels.clone(), *parameters), channels)
+def _of_all(transform: Transform, values: Sequence[Any], shape: tuple[int, ...], in_plane: bool) -> list[Array]:
+    """Which channels a transform is drawn for, (R,) bool, and its parameters."""
+    chosen = np.array([value is not None for value in values])
+    filled = [transform.neutral if value is None else value for value in values]
+    return [chosen, *transform.parameters(filled, shape, in_plane)]
 
 
 def _per_channel(numbers: Tensor) -> Tensor:
@@ -129,9 +140,9 @@ def _per_channel(numbers: Tensor) -> Tensor:
 # ---- the parameters and functions of each transform ------------------------------------------------------------------
 
 
-def factor(value: float, _shape: tuple[int, ...], _in_plane: bool) -> list[Tensor]:
+def factor(values: Sequence[float], _shape: tuple[int, ...], _in_plane: bool) -> list[Array]:
     """One number."""
-    return [torch.tensor([value], dtype=torch.float32)]
+    return [np.array(values, np.float32)[:, None]]
 
 
 def brightness(channels: Tensor, factors: Tensor) -> Tensor:
@@ -164,20 +175,24 @@ def _size(channels: Tensor) -> Tensor:
     return _per_channel(torch.linalg.vector_norm(channels.flatten(1), dim=1))
 
 
-def kernels(sigmas: NDArray[np.float64] | None, shape: tuple[int, ...], _in_plane: bool) -> list[Tensor]:
-    """Half a Gaussian for each axis, the middle first; `sigmas` are of the last axes, None does not blur."""
-    sigmas = np.zeros(3) if sigmas is None else np.concatenate([np.zeros(3 - len(sigmas)), sigmas])
-    return [_half_gaussian(sigma, edge) for sigma, edge in zip(sigmas, shape, strict=True)]
+def kernels(values: Sequence[Array | None], shape: tuple[int, ...], _in_plane: bool) -> list[Array]:
+    """Half a Gaussian for each axis, the middle first; a value has deviations of the last axes, None does not blur."""
+    sigmas = np.zeros((len(values), 3))
+    for own, value in zip(sigmas, values, strict=True):
+        if value is not None:
+            own[3 - len(value) :] = value
+    return [_half_gaussians(along, edge) for along, edge in zip(sigmas.T, shape, strict=True)]
 
 
-def _half_gaussian(sigma: float, edge: int) -> Tensor:
+def _half_gaussians(sigmas: Array, edge: int) -> Array:
     """As many taps as batchgeneratorsv2 takes, the odd number nearest to 6 sigma + 0.5, and as a border can reflect."""
-    length = 6 * sigma + 0.5
-    taps = round(length)
-    if taps % 2 == 0:
-        taps += 1 if length >= taps else -1
-    half = torch.exp(-0.5 * (torch.arange(min(taps // 2 + 1, edge)) / max(sigma, 1e-7)) ** 2)
-    return half / (2 * half.sum() - half[0])
+    length = 6 * sigmas + 0.5
+    nearest = np.rint(length)
+    taps = nearest + (nearest % 2 == 0) * np.where(length >= nearest, 1, -1)
+    places = np.arange(min(int(taps.max()) // 2 + 1, edge), dtype=np.float32)
+    exponents = -0.5 * (places / np.maximum(sigmas, 1e-7).astype(np.float32)[:, None]) ** 2
+    half = torch.exp(torch.from_numpy(exponents)).numpy() * (places <= taps[:, None] // 2)
+    return half / (2 * half.sum(1) - half[:, 0])[:, None]
 
 
 def blur(channels: Tensor, *kernels: Tensor) -> Tensor:
@@ -199,19 +214,25 @@ def _blur(channels: Tensor, axis: int, kernel: Tensor) -> Tensor:
     return blurred
 
 
-def sources(value: float, shape: tuple[int, ...], in_plane: bool) -> list[Tensor]:
-    """For each axis the two voxels that each voxel lies between after the loss, and how far it is from the first.
+def sources(values: Sequence[float], shape: tuple[int, ...], in_plane: bool) -> list[Array]:
+    """For each axis the two voxels that each voxel lies between after the loss, and how far it is from the first."""
+    found = []
+    for axis, n in enumerate(shape):
+        coarse = [n if in_plane and axis == 0 else round(n * value) for value in values]
+        found += [np.stack(several) for several in zip(*(_sources(n, m) for m in coarse), strict=True)]
+    return found
+
+
+@cache
+def _sources(n: int, coarse: int) -> tuple[Array, Array, Array]:
+    """Of n voxels in a row, of which `coarse` stay.
 
     Down by nearest neighbour and up again linearly, as torch.nn.functional.interpolate has them.
     """
-    found = []
-    for axis, n in enumerate(shape):
-        coarse = n if in_plane and axis == 0 else round(n * value)
-        kept = interpolate(torch.arange(n).float().view(1, 1, n), coarse, mode="nearest-exact").view(-1).long()
-        place = ((torch.arange(n) + 0.5) * (coarse / n) - 0.5).clamp_(0, coarse - 1)
-        first = place.long()
-        found += [kept[first], kept[(first + 1).clamp_max(coarse - 1)], place - first]
-    return found
+    kept = interpolate(torch.arange(n).float().view(1, 1, n), coarse, mode="nearest-exact").view(-1).long()
+    place = ((torch.arange(n) + 0.5) * (coarse / n) - 0.5).clamp_(0, coarse - 1)
+    first = place.long()
+    return kept[first].numpy(), kept[(first + 1).clamp_max(coarse - 1)].numpy(), (place - first).numpy()
 
 
 def low_resolution(channels: Tensor, *sources: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def warp(
     box = tuple(image.shape[-len(patch) :])
     # slices that stay slices are as good as channels
     tables, labels = (volume.reshape(-1, int(np.prod(box))) for volume in (image, maps))
-    rows, columns = (sent(lines, image.device) for lines in _lines(patch, matrix, centre))
+    rows, columns = sent([lines.numpy() for lines in _lines(patch, matrix, centre)], image.device)
     run = _few_votes if image.device.type == "cpu" else _all_votes
     sampled, voted = run(tables, labels, rows, columns, box)
     kept = image.ndim - len(patch)
