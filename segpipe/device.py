@@ -38,13 +38,14 @@ def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
 def reserve(wanted: str, gpu_bytes: float, n_gpus: int = 1) -> str:
     """Take GPUs for this process and its children, where the device `wanted` is one; what it is called then.
 
-    A rank sees one already, of those that its launcher has taken. Where CUDA runs already, in a notebook say, it is too
-    late to choose.
+    A rank sees one already, of those that its launcher has taken; so does a later trial of a search, which says its own
+    `gpu_bytes`. Where somebody else has started CUDA, in a notebook say, it is too late to choose.
     """
-    if not _is_cuda(wanted) or torch.cuda.is_initialized():
+    if not _is_cuda(wanted):
         return wanted
+    is_too_late = torch.cuda.is_initialized() and not lease.held()
     number = _number(wanted)
-    taken = launched.is_rank() or lease.take(n_gpus, gpu_bytes, number)
+    taken = launched.is_rank() or (not is_too_late and lease.take(n_gpus, gpu_bytes, number))
     return "cuda" if taken and number is not None else wanted
 
 

@@ -8,7 +8,6 @@ keeps within, or what it waits for. Files are read and written under the lock of
 import contextlib
 import fcntl
 import json
-import math
 import os
 import sys
 import tempfile
@@ -20,49 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from segpipe import gpus
+from segpipe.claims import CONTEXT_BYTES, SHARED, Claim, choose, fits, gb, is_idle, promised
 from segpipe.errors import SegpipeError, problem
 from segpipe.gpus import Gpu
 
 log = getLogger(__name__)
 
-CONTEXT_BYTES = 600e6  # what CUDA and its libraries take of a device for a process, beside its tensors
-SHARED = 0.95  # of a device's memory that jobs which share it may keep within: the rest is lost between their blocks
-IDLE = 0.1  # of a device's memory that may be used without a job being on it: a desktop, the driver
-LEAVING_S = 3.0
 POLL_S, REMIND_S = 0.5, 60.0
 JOB_CHARACTERS = 80  # of a command line, for messages
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a job's file says.
-
-    since_ns : time of day at which it came
-    n_bytes : of each device that it keeps within, without what CUDA takes for itself; infinite: it shares none
-    wanted : uuids of the devices it may have, of which it wants n; taken : those that it has, none while it waits
-    slurm_job : Slurm gives each job devices of its own, or says who shares one: jobs of another one do not count
-    """
-
-    pid: int
-    job: str
-    slurm_job: str | None
-    since_ns: int
-    n: int
-    n_bytes: float
-    wanted: tuple[str, ...]
-    taken: tuple[str, ...] = ()
-
-    @property
-    def cost(self) -> float:
-        """All that it takes of a device's memory, bytes."""
-        return self.n_bytes + CONTEXT_BYTES
-
-    def __str__(self) -> str:
-        return f"pid {self.pid}, {self.job} ({_gb(self.n_bytes)})"
-
-
-def _gb(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.3g} GB" if math.isfinite(n_bytes) else "all of its memory"
 
 
 @dataclass
@@ -107,6 +71,11 @@ def take(n: int, n_bytes: float, number: int | None = None) -> Sequence[Gpu]:
     return _held.devices
 
 
+def held() -> Sequence[Gpu]:
+    """The devices that this process has."""
+    return _held.devices if _held is not None else ()
+
+
 def candidates(n: int, number: int | None, asked: str = "runtime.num_gpus") -> list[Gpu]:
     """The devices of which `take` takes `n`, now or later; none where there are none, or none of that number.
 
@@ -137,39 +106,8 @@ def left_bytes() -> float | None:
         return None
     with _alone():
         others = _others(_held)
-    shared = [(gpu, cost) for gpu in _held.devices if (cost := _promised(gpu, others))]
+    shared = [(gpu, cost) for gpu in _held.devices if (cost := promised(gpu, others))]
     return max(0, min(SHARED * gpu.total_bytes - cost - CONTEXT_BYTES for gpu, cost in shared)) if shared else None
-
-
-def choose(claim: Claim, devices: Sequence[Gpu], others: Sequence[Claim], free_s: float) -> list[Gpu]:
-    """The devices that a job gets now: as many as it wants, or none.
-
-    One on which processes that have no claim leave too little is taken only where there is no job to wait for.
-
-    free_s : for how long there has been none; who was killed may not have given its memory back yet
-    """
-    before = {uuid for one in others if not one.taken and one.since_ns < claim.since_ns for uuid in one.wanted}
-    free = [gpu for gpu in devices if gpu.uuid not in before]
-    costs = {gpu.uuid: _promised(gpu, others) for gpu in devices}
-    empty = sorted((gpu for gpu in free if not costs[gpu.uuid]), key=lambda gpu: not _is_idle(gpu))
-    roomy = [gpu for gpu in empty if _is_idle(gpu) or _fits(claim, gpu, gpu.used_bytes)]
-    shared = [gpu for gpu in free if costs[gpu.uuid] and _fits(claim, gpu, max(costs[gpu.uuid], gpu.used_bytes))]
-    usable = [*roomy, *sorted(shared, key=lambda gpu: costs[gpu.uuid] - gpu.total_bytes)]
-    if len(usable) < claim.n and not any(costs.values()) and free_s >= LEAVING_S:
-        usable = sorted(empty, key=lambda gpu: gpu.used_bytes - gpu.total_bytes)
-    return usable[: claim.n] if len(usable) >= claim.n else []
-
-
-def _is_idle(gpu: Gpu) -> bool:
-    return gpu.used_bytes <= IDLE * gpu.total_bytes
-
-
-def _fits(claim: Claim, gpu: Gpu, taken_bytes: float) -> bool:
-    return taken_bytes + claim.cost <= SHARED * gpu.total_bytes
-
-
-def _promised(gpu: Gpu, claims: Sequence[Claim]) -> float:
-    return sum(one.cost for one in claims if gpu.uuid in one.taken)
 
 
 def _waited(n: int, n_bytes: float, number: int | None) -> _Own:
@@ -181,7 +119,7 @@ def _waited(n: int, n_bytes: float, number: int | None) -> _Own:
             with _alone() as folder:
                 own = own or _claimed(folder, n, n_bytes, found)
                 others = _others(own)
-                if any(_promised(gpu, others) for gpu in found):
+                if any(promised(gpu, others) for gpu in found):
                     free_since = time.monotonic()
                 own.devices = tuple(choose(own.claim, found, others, time.monotonic() - free_since))
                 own.write(taken=tuple(gpu.uuid for gpu in own.devices))
@@ -273,7 +211,7 @@ def _too_few(found: Sequence[Gpu], n: int, asked: str) -> SegpipeError:
 
 
 def _who_is_before(own: Claim, found: Sequence[Gpu], others: Sequence[Claim]) -> str:
-    lines = [f"{own.n} of {len(found)} GPUs, with {_gb(own.n_bytes)}"]
+    lines = [f"{own.n} of {len(found)} GPUs, with {gb(own.n_bytes)}"]
     for gpu in found:
         holders = [str(one) for one in others if gpu.uuid in one.taken]
         lines.append(f"{gpu}: {'; '.join(holders) or 'no job of this user'}, {gpu.used_bytes / 1e9:.3g} GB are used")
@@ -285,7 +223,7 @@ def _say(own: _Own, others: Sequence[Claim]) -> None:
     for gpu in own.devices:
         sharing = [str(one) for one in others if gpu.uuid in one.taken]
         log.info("computes on %s%s", gpu, f", which it shares with {'; '.join(sharing)}" if sharing else "")
-        if not sharing and not _is_idle(gpu) and not _fits(own.claim, gpu, gpu.used_bytes):
+        if not sharing and not is_idle(gpu) and not fits(own.claim, gpu, gpu.used_bytes):
             log.warning("%s: others use %.3g GB of it, and no GPU here has more room", gpu, gpu.used_bytes / 1e9)
 
 

@@ -18,11 +18,11 @@ import torch
 from conftest import REPO, Project, environment, wait_until
 from pretended_driver import nvml
 
-from segpipe import device, digest, gpus, launched, lease
+from segpipe import claims, device, digest, gpus, launched, lease
+from segpipe.claims import Claim
 from segpipe.cli import launch
 from segpipe.errors import SegpipeError
 from segpipe.gpus import Gpu
-from segpipe.lease import Claim
 from segpipe.ranks import ALONE
 
 TESTS = Path(__file__).parent
@@ -208,13 +208,13 @@ def claim(taken="", gb=8.0, n=1, since=5, wanted="abc"):
     ],
 )
 def test_a_job_gets(what, own, devices, others, expected):
-    assert "".join(chosen.uuid for chosen in lease.choose(own, devices, others, lease.LEAVING_S)) == expected, what
+    assert "".join(chosen.uuid for chosen in claims.choose(own, devices, others, claims.LEAVING_S)) == expected, what
 
 
 def test_what_a_killed_job_may_still_give_back_is_waited_for():
     used = [gpu("a", used_gb=20)]
-    assert lease.choose(claim(), used, [], free_s=0) == []
-    assert lease.choose(claim(), used, [], free_s=lease.LEAVING_S) == used
+    assert claims.choose(claim(), used, [], free_s=0) == []
+    assert claims.choose(claim(), used, [], free_s=claims.LEAVING_S) == used
 
 
 def follow_each_other(spans):
@@ -483,6 +483,7 @@ launched.begin()
 import logging, os, signal, time
 from pathlib import Path
 from segpipe import digest
+from segpipe.claims import Claim
 from segpipe.cli import launch
 logging.basicConfig(level="INFO", format="%(message)s")
 lock = Path("state/.lock")
@@ -600,6 +601,23 @@ def rank_one(monkeypatch):
 def test_a_rank_leases_nothing(taken, rank_one, name):
     assert reserve(name) == name
     assert taken == []
+
+
+def test_a_rank_whose_cuda_runs_has_its_device(taken, rank_one, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert reserve("cuda:1") == "cuda"
+    assert taken == []
+
+
+@pytest.mark.usefixtures("held")
+def test_a_later_trial_of_a_process_has_its_device_and_says_what_it_keeps_within(pretended, monkeypatch):
+    pretended(one("a"), one("b"))
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    for runs, gb in ((False, 8), (True, 20)):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda runs=runs: runs)
+        assert device.reserve("cuda:1", gb * GB) == "cuda"
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == B
+        assert lease._held.claim.n_bytes == gb * GB
 
 
 @pytest.mark.parametrize(("visible", "seen"), [("GPU-a,GPU-b", "GPU-b"), (None, "1"), ("GPU-a", "GPU-a")])

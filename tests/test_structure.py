@@ -23,6 +23,7 @@ ROOMS = [
     "plugins",
     "ranks",
     "gpus",
+    "claims",
     "lease",
     "device",
     "data",
