@@ -39,8 +39,6 @@ WARM_STEPS = {"cpu": 1, "cuda": 10}
 def measure(sides: list[Side], amount: Amount, device: str, end: float) -> dict[str, Any]:
     """What each side says of itself, then its seconds per step by round, until the next one would end late."""
     facts = {side.name: side.answer() for side in sides}
-    if device == "cuda":  # compiling takes a minute or more, in one thread; cuDNN is not tuned beside others
-        warm_up(sides, WARM_STEPS[device], tune=False)
     for side in sides:
         warm_up([side], WARM_STEPS[device], tune=True)
     answers: dict[str, dict[str, list[Answer]]] = {side.name: {mode: [] for mode in MODES} for side in sides}
@@ -55,6 +53,17 @@ def measure(sides: list[Side], amount: Amount, device: str, end: float) -> dict[
                 answers[side.name][mode] += [] if answer is None else [answer]
         longest = max(longest, time.monotonic() - began)
     return {side.name: (facts[side.name] or {}) | summed_up(side, answers[side.name]) for side in sides}
+
+
+def compile_ahead(sides: list[Side]) -> None:
+    """Compile for all sides at once, in processes that end: the measured ones find it in Inductor's folder.
+
+    It takes a minute or more, in one thread each. Not in the measured ones, because cuDNN chooses its algorithms at a
+    shape's first step for good, and beside others it cannot be let try them.
+    """
+    for side in sides:
+        side.answer()
+    warm_up(sides, 2, tune=False)
 
 
 def summed_up(side: Side, answers: dict[str, list[Answer]]) -> dict[str, Any]:
@@ -161,6 +170,9 @@ def run(args: argparse.Namespace, work: Path) -> None:
         until = time.monotonic() + (end - time.monotonic()) * shares[0] / sum(shares)
         print(f"{PLANS[key].described} ...", file=sys.stderr, flush=True)
         began = time.monotonic()
+        if args.device == "cuda":
+            with ExitStack() as stack:
+                compile_ahead(start(args, PLANS[key], work / key, datasets[key], stack))
         with ExitStack() as stack:
             sides = start(args, PLANS[key], work / key, datasets[key], stack)
             measured = measure(sides, amount_of(PLANS[key], args), args.device, until)

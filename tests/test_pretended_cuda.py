@@ -90,6 +90,41 @@ def test_the_tests_of_cuda_pass_on_it(call: Call) -> None:
     assert "14 passed" in ran.stdout, ran.stdout
 
 
+TRAININGS = """
+from dataclasses import replace
+import torch
+from memory import run, training, weights
+from tiny import planned
+
+cube = planned([16, 16, 16])
+channels = {"normalisation": ["zscore"] * 2, "use_mask_for_norm": [False, True]}
+for plan, changes in (
+    (cube, {"runtime__feeding": "host", "train__ema__decay": 0.9}),
+    (cube, {"runtime__feeding": "file", "runtime__pin_memory": False, "runtime__channels_last": True}),
+    (cube, {"train__accumulate": 2, "train__loss__voxel": "topk", "train__loss__boundary_weight": 1.0}),
+    (cube, {"train__optimiser__name": "adamw", "train__deterministic": True}),
+    (replace(cube, **channels), {"train__loss__voxel": "focal", "runtime__feed_threads": 3}),
+    (replace(cube, architecture="resenc", batch_dice=True), {}),
+    (planned([16, 16]), {}),
+):
+    made = []
+    for device in ("cpu", "cuda"):
+        changes |= {"runtime__device": device, "runtime__compile": "never", "train__epochs": 2}
+        one = run(training(plan, **changes))
+        made.append((one.rows, weights(one.network).cpu()))
+        assert {p.device.type for p in one.network.parameters()} == {device}
+    assert made[0][0] == made[1][0], changes
+    assert torch.equal(made[0][1], made[1][1]), changes
+assert run(training(cube, runtime__device="cuda", train__precision="fp16")).scaler.is_enabled()
+"""
+
+
+def test_trainings_come_to_the_weights_of_the_cpu(call: Call) -> None:
+    """Other feeding, layouts, losses, networks: where there is another way for CUDA it leads to the same bits."""
+    ran = call("-c", TRAININGS, cwd=REPO / "tests")
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.fixture(scope="module")
 def on_both(tmp_path_factory: pytest.TempPathFactory, call: Call) -> dict[str, Project]:
     """One fold of the phantoms, trained and validated on the CPU and on the device."""
