@@ -231,6 +231,10 @@ def test_a_class_that_only_one_ever_finds_is_told(capsys: pytest.CaptureFixture[
             {"set_now": {"train.epochs": 77}},
             "params.yaml has changed since these results were made: train.epochs is 77, was 50",
         ),
+        (
+            {"settings": {"train": {**SETTINGS["train"], "epochs": [True]}}, "set_now": {"train.epochs": None}},
+            "params.yaml has changed since these results were made: train.epochs is null, was [true]",
+        ),
     ],
 )
 def test_what_makes_a_comparison_unfair_is_said(
@@ -333,7 +337,7 @@ def test_tolerances_of_other_classes_are_told(capsys: pytest.CaptureFixture[str]
     ]
     compare(*(experiment(str(i), dice(i), settings=one, set_now=one) for i, one in enumerate(of)))
     said = notes(capsys.readouterr().out)
-    assert "2: scored otherwise: evaluate.nsd_tolerance_mm is {'vessel': 2.0}, not {'liver': 2.0}" in said
+    assert "2: scored otherwise: evaluate.nsd_tolerance_mm is {vessel: 2.0}, not {liver: 2.0}" in said
 
 
 # what is read

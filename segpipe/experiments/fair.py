@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from segpipe.experiments import settings
 from segpipe.experiments.found import Result
 from segpipe.params import Evaluate
+from segpipe.params.editing import on_one_line
 
 SCORING = (
     "nsd_tolerance_mm",
@@ -50,7 +51,7 @@ def remarks(reference: Result, result: Result) -> Iterator[str]:
     scored = [one.recorded.get("evaluate", {}) for one in (reference, result)]
     scored = [{"evaluate": {key: one[key] for key in SCORING if key in one}} for one in scored]
     for key, (of_reference, own) in settings.differing(scored).items():
-        yield f"scored otherwise: {key} is {own}, not {of_reference}"
+        yield f"scored otherwise: {key} is {on_one_line(own)}, not {on_one_line(of_reference)}"
 
 
 def own_remarks(result: Result) -> Iterator[str]:
@@ -63,7 +64,8 @@ def own_remarks(result: Result) -> Iterator[str]:
         yield f"of its settings only those of {', '.join(result.recorded)} are known"
     edited = _edited(result)
     if edited:
-        said = [f"{key} is {now}, was {then}" for key, (then, now) in list(edited.items())[:SHOWN]]
+        shown = list(edited.items())[:SHOWN]
+        said = [f"{key} is {on_one_line(now)}, was {on_one_line(then)}" for key, (then, now) in shown]
         more = f" and {len(edited) - SHOWN} more" if len(edited) > SHOWN else ""
         yield f"params.yaml has changed since these results were made: {'; '.join(said)}{more}"
 
