@@ -201,6 +201,17 @@ def test_own_modules_come_along_with_what_they_import(project: Path) -> None:
     assert Path("experiments/a/helpers.py").read_text() == "import own.more\n"
 
 
+def test_modules_that_a_search_may_choose_come_along(project: Path) -> None:
+    for name in ("losses", "networks", "notes"):
+        (project / f"{name}.py").touch()
+    choices = {"train.loss.custom": [None, "losses:Loss"], "train.callbacks": [[], ["notes:note", "numpy:save"]]}
+    set_in_source(search__ranges={**choices, "train.network": ["networks:Own", None], "train.epochs": {"low": 1}})
+    init("experiments/a")
+    assert {path.name for path in Path("experiments/a").iterdir()} == {
+        *("params.yaml", "losses.py", "networks.py", "notes.py"),
+    }
+
+
 def test_a_module_replaces_no_other(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     (project / "losses.py").write_text("one = 1\n")
     (project / "experiments/a").mkdir(parents=True)

@@ -90,7 +90,16 @@ def test_a_search_that_cannot_be_stops_who_asks_for_it_before_anything_runs(fres
         assert said.count("params.yaml: search: 2 problems") == 1
         assert "did you mean 'train.optimiser.learning_rate'?" in said
         assert "did you mean 'dice_kidneys'?" in said
+        assert "InputFunctionException" not in said
+        assert "Traceback" not in said
     assert not (fresh.folder / "data").exists()
+
+
+def test_a_search_follows_from_the_modules_that_it_may_choose(fresh: Project) -> None:
+    (fresh.folder / "losses.py").touch()
+    fresh.set("search.ranges", {"train.loss.custom": [None, "losses:Loss"]})
+    assert "losses.py" in fresh.snakemake("search", "--filegraph")
+    assert "losses.py" not in fresh.snakemake("--filegraph")
 
 
 def test_a_failed_job_takes_what_was_made_of_it_with_a_wrong_search_as_well(copy: Project) -> None:

@@ -40,7 +40,8 @@ def make(folder: Path, source: Path, given: Mapping[str, Any]) -> dict[str, list
     before, raw = (params_yaml.parse(each, source) for each in (old, text))
     wrong = list(_wrong(before, raw, source, given))
     params = None if wrong else params_yaml.validated(raw, source)
-    own = modules.files(params.train.import_paths().values(), [source.parent, Path()]) if params else {}
+    named = [*params.train.import_paths().values(), *params.search.import_paths()] if params else []
+    own = modules.files(named, [source.parent, Path()])
     raise_all(f"{folder} cannot be made", [*wrong, *_absent(raw, given), *_others(own, folder)])
     assert params is not None
     text = params_yaml.changed(text, _moved(params, given, source.parent, folder), source)

@@ -1,6 +1,7 @@
 """What the blocks of params.yaml are made of: the strict block itself and the types of its values."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,3 +26,12 @@ class Section(BaseModel):
     """A block of params.yaml: no unknown keys, no silent conversions, never changed after reading."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in plain data, however deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    if isinstance(value, str):
+        yield value
+    for one in inner:
+        yield from texts(one)

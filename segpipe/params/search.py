@@ -1,10 +1,11 @@
 """The block `search`: which settings of a training are varied, how often, and what decides between them."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from segpipe.params.fields import Configuration, Count, Section
+from segpipe.params.fields import IMPORT_PATH, Configuration, Count, Section, texts
 
 
 class Pruner(Section):
@@ -28,3 +29,7 @@ class Search(Section):
     sampler: Literal["tpe", "random", "grid"]
     seed: Annotated[int, Field(ge=0)]
     pruner: Pruner
+
+    def import_paths(self) -> list[str]:
+        """What choices name by an import path, whatever else is wrong with the ranges."""
+        return [text for text in texts(self.ranges) if re.match(IMPORT_PATH, text)]

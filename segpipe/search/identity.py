@@ -1,7 +1,6 @@
 """What a search is: the digest of all that decides what its trials are worth."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from segpipe import digest, plugins
 from segpipe.data import splits
 from segpipe.params import Params
-from segpipe.params.fields import IMPORT_PATH
+from segpipe.params.fields import IMPORT_PATH, texts
 from segpipe.search import ranges
 from segpipe.search.trial import Data
 
@@ -37,17 +36,9 @@ def of_study(data: Data, params: Params) -> dict[str, Any]:
 def _of_named(settings: dict[str, Any]) -> dict[str, str]:
     """Modules and pretrained weights that settings and choices name, by what is in them."""
     found = {}
-    for text in _texts(settings):
+    for text in texts(settings):
         if re.match(IMPORT_PATH, text):
             found[text] = plugins.source_digest(text, "search.ranges, or train")
         elif text.endswith(".pth") and Path(text).is_file():
             found[text] = digest.of_file(Path(text))
     return found
-
-
-def _texts(value: Any) -> Iterator[str]:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    if isinstance(value, str):
-        yield value
-    for one in inner:
-        yield from _texts(one)

@@ -9,13 +9,21 @@ IS_LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 
 def checked_search(wildcards):
     """No file. A function of the input: a `search` that cannot be stops a call that asks for it, before anything runs,
-    and no other one.
+    and no other one. What a function of the input raises, Snakemake would wrap in a traceback.
     """
     try:
         ranges.check(PARAMS, LABELS)
     except SegpipeError as error:
-        raise WorkflowError(str(error))
+        logger.error(str(error))
+        sys.exit(1)
     return []
+
+
+def named_in_choices():
+    """Modules of the user's that choices name: trials follow from them too."""
+    return [
+        str(path) for path in map(plugins.file_of, PARAMS.search.import_paths()) if path
+    ]
 
 
 def cores_of_worker():
@@ -37,7 +45,7 @@ rule search_worker:
         plan=rules.plan.output,
         splits=rules.splits.output,
         manifest=f"{PREPARED}/{SEARCHED}/manifest.json",
-        named=named_files(PARAMS.train),
+        named=[*named_files(PARAMS.train), *named_in_choices()],
     output:
         "results/search/worker_{worker}.json",
     log:
