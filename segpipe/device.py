@@ -32,7 +32,9 @@ def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
         torch.set_num_threads(max(1, runtime.threads // launched.n_ranks()))
     else:  # torch does not see that a container may be granted less time than its processors have
         torch.set_num_threads(min(torch.get_num_threads(), machine.n_threads(None)))
-    return use(reserve(runtime.device, gpu_bytes), "params.yaml: runtime.device")
+    device = use(reserve(runtime.device, gpu_bytes), "params.yaml: runtime.device")
+    _require_own_gpu(device)
+    return device
 
 
 def reserve(wanted: str, gpu_bytes: float, n_gpus: int = 1) -> str:
@@ -47,6 +49,23 @@ def reserve(wanted: str, gpu_bytes: float, n_gpus: int = 1) -> str:
     number = _number(wanted)
     taken = launched.is_rank() or (not is_too_late and lease.take(n_gpus, gpu_bytes, number))
     return "cuda" if taken and number is not None else wanted
+
+
+def _require_own_gpu(device: torch.device) -> None:
+    """Raise SegpipeError where CUDA computes on another GPU than this job's: it was started before that was chosen."""
+    own = gpus.visible() if launched.is_rank() else lease.held()
+    for gpu in own[:1] if device.type == "cuda" else ():
+        seen = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        if seen != gpu.uuid == gpu.parent:  # of an instance CUDA may say the GPU's
+            raise SegpipeError(
+                problem(
+                    "CUDA was started before this job had its GPU",
+                    where="a module that is imported when Python starts",
+                    found=f"CUDA computes on {seen}",
+                    expected=f"{gpu.uuid}, {gpu}",
+                    cure="ask for devices (torch.cuda.is_available()) in functions, not where a module is imported",
+                )
+            )
 
 
 def require(wanted: str, n_gpus: int, named: tuple[str, str]) -> None:

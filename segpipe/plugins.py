@@ -3,10 +3,12 @@
 import contextlib
 import difflib
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,13 +53,17 @@ def load(path: str, setting: str) -> Any:
 def source_digest(path: str, setting: str) -> str:
     """Identity of the code of the module that `path` names; comments, docstrings and layout do not count.
 
-    Of this one file only: modules that it imports do not count.
+    Of this one file only: modules that it imports do not count. The module is not executed: it might start CUDA, for
+    which the job has no device yet. Whether it works, and has the name, is seen when it is loaded.
 
-    Raises SegpipeError as `load` does, and where the module has no file.
+    Raises SegpipeError where there is no such module, no sign of the name in it, or no file of it.
     """
-    load(path, setting)
-    module = sys.modules[path.partition(":")[0]]
-    if module.__spec__ is None or not module.__spec__.has_location or module.__spec__.origin is None:
+    module, name = path.split(":")
+    spec = _found(module)
+    if not _is_in(spec, name):
+        load(path, setting)  # which says what is wrong, if anything is
+        spec = sys.modules[module].__spec__
+    if spec is None or not spec.has_location or spec.origin is None:
         raise _error(
             "an edit of the module could not be noticed",
             setting,
@@ -65,8 +71,35 @@ def source_digest(path: str, setting: str) -> str:
             "a module with a file of its own",
             "wrap it in a function of your own module",
         )
-    file = Path(module.__spec__.origin)
-    return digest.of_source(file) if file.suffix == ".py" else digest.of_file(file)
+    file = Path(spec.origin)
+    try:
+        return digest.of_source(file) if file.suffix == ".py" else digest.of_file(file)
+    except (SyntaxError, ValueError):
+        load(path, setting)
+        raise
+
+
+def _found(name: str) -> ModuleSpec | None:
+    """Where a module would be imported from, found without executing it or the packages that it is in.
+
+    None where it is not found so: packages may say in their code where their modules are.
+    """
+    if name in sys.modules:
+        return sys.modules[name].__spec__
+    top, *parts = name.split(".")
+    with _working_directory_first():
+        spec = sys.modules[top].__spec__ if top in sys.modules else find_spec(top)
+        for part in parts:
+            within = spec and spec.submodule_search_locations
+            spec = PathFinder.find_spec(part, within) if within else None
+    return spec
+
+
+def _is_in(spec: ModuleSpec | None, name: str) -> bool:
+    """Whether the file of a module has that word; what a module has may come about otherwise, but seldom does."""
+    if spec is None or not spec.has_location or spec.origin is None:
+        return False
+    return re.search(rb"(?<!\w)%s(?!\w)" % name.encode(), Path(spec.origin).read_bytes()) is not None
 
 
 def file_of(path: str, folder: Path = Path()) -> Path | None:

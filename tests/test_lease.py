@@ -12,11 +12,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import REPO, Project, environment, wait_until
 from pretended_driver import nvml
+from tiny import params
 
 from segpipe import claims, device, digest, gpus, launched, lease
 from segpipe.claims import Claim
@@ -483,7 +485,6 @@ launched.begin()
 import logging, os, signal, time
 from pathlib import Path
 from segpipe import digest
-from segpipe.claims import Claim
 from segpipe.cli import launch
 logging.basicConfig(level="INFO", format="%(message)s")
 lock = Path("state/.lock")
@@ -618,6 +619,54 @@ def test_a_later_trial_of_a_process_has_its_device_and_says_what_it_keeps_within
         assert device.reserve("cuda:1", gb * GB) == "cuda"
         assert os.environ["CUDA_VISIBLE_DEVICES"] == B
         assert lease._held.claim.n_bytes == gb * GB
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Let CUDA show this process the device of a UUID."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def show(uuid):
+        seen = SimpleNamespace(uuid=uuid.removeprefix("GPU-"))  # as torch has it
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda on: seen)
+
+    return show
+
+
+def started(name="auto"):
+    return device.start(params(runtime__device=name, runtime__threads=1).runtime, 8 * GB)
+
+
+@pytest.mark.usefixtures("held")
+def test_cuda_that_began_before_the_lease_is_noticed(pretended, cuda):
+    """It sees all devices then, and would compute on the first one. torch does not know if a module asked for them."""
+    pretended(one("a"), one("b"))
+    cuda(B)
+    assert started("cuda:1") == torch.device("cuda")
+    cuda(A)
+    with pytest.raises(SegpipeError, match=rf"CUDA was started before.*\n.*\n.*computes on {A}\n.*{B}, GPU 1"):
+        started("cuda:1")
+
+
+def test_a_rank_whose_cuda_began_too_early_is_noticed(pretended, cuda, rank_one, monkeypatch):
+    pretended(one("a"), one("b"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
+    cuda(B)
+    assert started() == torch.device("cuda")
+    cuda(A)
+    with pytest.raises(SegpipeError, match="CUDA was started before"):
+        started()
+
+
+@pytest.mark.usefixtures("held")
+def test_of_an_instance_cuda_may_say_its_gpu(pretended, cuda, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    pretended(DIVIDED)
+    cuda(B)
+    assert started() == torch.device("cuda")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-x"
 
 
 @pytest.mark.parametrize(("visible", "seen"), [("GPU-a,GPU-b", "GPU-b"), (None, "1"), ("GPU-a", "GPU-a")])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segpipe import plugins
+from segpipe import digest, plugins
 from segpipe.errors import SegpipeError
 
 SOURCE = '''"""Losses."""
@@ -223,12 +223,62 @@ def test_the_identity_does_not_depend_on_where_the_module_lies(tmp_path, monkeyp
     assert identity(SOURCE) == first
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("mine", "mine.py"),
+        ("mine", "mine/__init__.py"),
+        ("my_code.more.losses", "my_code/more/losses.py"),
+        ("my_code.more.losses", "my_code/more/losses/__init__.py"),
+        ("my_code.more.losses", "installed/my_code/more/losses.py"),
+    ],
+)
+@pytest.mark.parametrize("is_package", [False, True])
+def test_nothing_is_executed_for_the_identity(tmp_path, monkeypatch, name, file, is_package):
+    """Who asks for it has no GPU yet, and the module may start CUDA."""
+    expected = identity(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    for folder in Path(file).parents if is_package else ():
+        if folder not in (Path(), Path("installed")):
+            write(str(folder / "__init__.py"), "raise AssertionError('it was imported')\n")
+    write(file, SOURCE)
+    assert plugins.source_digest(f"{name}:focal", SETTING) == expected
+    assert name not in sys.modules
+    write(file, "raise AssertionError('it was imported')\n" + SOURCE)
+    assert plugins.source_digest(f"{name}:focal", SETTING) != expected
+
+
+def test_a_name_that_the_file_does_not_say_is_looked_for_in_the_module():
+    write("named_code.py", "globals().update({'fo' + 'cal': print})")
+    write("starred_code.py", "from named_code import *")
+    for module in ("named_code", "starred_code"):
+        assert plugins.source_digest(f"{module}:focal", SETTING)
+        assert "no such name" in refused(f"{module}:vocal", plugins.source_digest)
+
+
+def test_a_module_that_only_its_package_finds_has_an_identity():
+    write("hidden/inner/losses.py")
+    write("hidden/__init__.py", "__path__.append(__path__[0] + '/inner')")
+    write("losses.py")
+    assert plugins.source_digest("hidden.losses:focal", SETTING) == plugins.source_digest("losses:focal", SETTING)
+
+
+def test_an_extension_module_counts_by_its_bytes():
+    file = write(f"mine{EXTENSION_SUFFIXES[0]}", "focal")
+    assert plugins.source_digest("mine:focal", SETTING) == digest.of_file(file)
+
+
+@pytest.mark.parametrize("source", ["def focal(:\n", "focal = '\0'"])
+def test_a_module_with_a_syntax_error_has_no_identity(source):
+    write("mylosses.py", source)
+    assert "cannot be imported" in refused("mylosses:focal", plugins.source_digest)
+
+
 def test_what_the_module_imports_does_not_count():
     write("helper_code.py", "VALUE = 5")
     source = "from helper_code import VALUE\n\ndef focal():\n    return VALUE"
     first = identity(source)
     write("helper_code.py", "VALUE = 6")
-    del sys.modules["helper_code"]
     assert identity(source) == first
 
 
