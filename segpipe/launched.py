@@ -1,5 +1,6 @@
 """Whether this process is a rank that cli/launch.py started, one of several that share a job. Standard library only."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -44,6 +45,7 @@ def hand_down(lock: int) -> None:
     They inherit it as standard input, as torchrun closes all else. lock : descriptor of the file that is locked
     """
     os.dup2(lock, STDIN)
+    os.set_inheritable(STDIN, True)  # the lock may have taken the place of an input that was closed
 
 
 def holds(lock: Path) -> bool:
@@ -71,6 +73,7 @@ def _end_with_launcher() -> None:
 def _keep_lock() -> None:
     """Keep what `hand_down` gave where no program that this process starts inherits it."""
     global _lock  # noqa: PLW0603  # of a process
-    _lock = os.dup(STDIN)
+    with contextlib.suppress(OSError):  # nothing was given, and there was no input
+        _lock = os.dup(STDIN)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), STDIN)
