@@ -29,6 +29,7 @@ from segpipe.ranks import ALONE
 
 TESTS = Path(__file__).parent
 GB = 1e9
+NOTHING = ("-c", "pass")  # what ranks would do that are refused
 JOB = """
 import logging, os, sys
 from segpipe import lease
@@ -569,7 +570,7 @@ def test_more_ranks_than_gpus_are_refused_before_anything_is_taken(pretended, mo
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(launch, "_Requests", list)
     with pytest.raises(SegpipeError, match=f"(?s){said}"):
-        launch.ranks(sys.argv, n, name, lock=tmp_path / "state/.lock")
+        launch.ranks(NOTHING, n, name, lock=tmp_path / "state/.lock")
     assert [path.name for path in tmp_path.iterdir()] == ["gpus.json"]
 
 
@@ -578,14 +579,14 @@ def test_ranks_on_a_device_that_is_absent_are_refused_before_anything_is_taken(m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(launch, "_Requests", list)
     with pytest.raises(SegpipeError, match="no such device"):
-        launch.ranks(sys.argv, 2, "cuda", lock=tmp_path / "state/.lock")
+        launch.ranks(NOTHING, 2, "cuda", lock=tmp_path / "state/.lock")
     assert not list(tmp_path.iterdir())
 
 
 def test_mps_is_one_device(taken, monkeypatch):
     monkeypatch.setattr(launch, "_Requests", list)
     with pytest.raises(SegpipeError, match="one such device"):
-        launch.ranks(sys.argv, 2, "mps")
+        launch.ranks(NOTHING, 2, "mps")
 
 
 @pytest.fixture
