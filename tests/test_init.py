@@ -147,6 +147,18 @@ def test_files_of_the_source_and_given_ones_are_found(key: str, project: Path, m
     assert made("experiments/c")[section][name] == f"{project}/given/file"
 
 
+def test_weights_that_a_search_may_choose_are_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "train.pretrained_weights"
+    set_in_source(search__ranges={"train.epochs": [5, 6], key: [None, "own/a.pth", "/there/b.pth"]})
+    init("experiments/a", "--set", "search.trials=3")
+    assert made()["search"]["ranges"] == {"train.epochs": [5, 6], key: [None, "../../own/a.pth", "/there/b.pth"]}
+    (project / "own").mkdir()
+    monkeypatch.chdir(project / "own")
+    init("../experiments/b", "--from", "..", "--set", f"search.ranges={{{key}: [a.pth, ../b.pth]}}")
+    monkeypatch.chdir(project)
+    assert made("experiments/b")["search"]["ranges"] == {key: ["../../own/a.pth", "../../b.pth"]}
+
+
 def test_dots_are_counted_from_where_a_link_leads(project: Path, tmp_path: Path) -> None:
     (tmp_path / "large/deep/disk").mkdir(parents=True)
     (project / "experiments").symlink_to(tmp_path / "large/deep/disk")

@@ -3,10 +3,10 @@
 import filecmp
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from segpipe import digest
 from segpipe import params as params_yaml
@@ -18,6 +18,7 @@ from segpipe.params import PARAMS_FILE, Params
 GENERATED = f"data/raw/{phantoms.NAME}"
 FILES = ("plan.file", "splits.file", "train.pretrained_weights")  # settings that are paths, but for `dataset`
 SHARING = "runtime.share_cases_with"  # folders
+RANGES, WEIGHTS = "search.ranges", "train.pretrained_weights"  # in the first, choices of the second
 TASK = re.compile(r"Task\d{2,}_\w+$")  # of the Decathlon
 
 
@@ -123,14 +124,16 @@ def _others(own: Mapping[Path, Path], folder: Path) -> Iterator[str]:
 def _moved(params: Params, given: Mapping[str, Any], base: Path, folder: Path) -> dict[str, Any]:
     """Relative paths as they are from the new folder."""
     raw: Any = params.model_dump(mode="json", by_alias=True)
-    start = Path() if SHARING in given else base
-    sharing = params.runtime.share_cases_with
     moved: dict[str, Any] = {}
-    if any(not Path(one).is_absolute() for one in sharing):
-        moved[SHARING] = [one if Path(one).is_absolute() else _from(folder, start / one) for one in sharing]
+    sharing, weights = params.runtime.share_cases_with, params.search.ranges.get(WEIGHTS)
+    if any(_is_relative(one) for one in sharing):
+        moved[SHARING] = _all_from(folder, Path() if SHARING in given else base, sharing)
+    if isinstance(weights, list) and any(_is_relative(one) for one in weights):
+        start = Path() if given.keys() & {"search", RANGES} else base
+        moved[RANGES] = {**params.search.ranges, WEIGHTS: _all_from(folder, start, weights)}
     for key in ("dataset", *FILES):
-        path: str | None = reduce(lambda block, name: block[name], key.split("."), raw)
-        if path is None or Path(path).is_absolute():
+        path: Any = reduce(lambda block, name: block[name], key.split("."), raw)
+        if not _is_relative(path):
             continue
         there = (Path() if key in given else base) / path
         stays = key == "dataset" and _is_made(path) and not (there.exists() and _is_shared(path, key in given))
@@ -142,6 +145,15 @@ def _moved(params: Params, given: Mapping[str, Any], base: Path, folder: Path) -
 def _is_shared(dataset: str, given: bool) -> bool:
     """Whether a dataset in data/raw is taken where it lies: generated ones follow from the settings beside them."""
     return given or Path(dataset).name != phantoms.NAME
+
+
+def _is_relative(path: Any) -> TypeGuard[str]:
+    return isinstance(path, str) and not Path(path).is_absolute()
+
+
+def _all_from(folder: Path, start: Path, paths: Sequence[Any]) -> list[Any]:
+    """The relative ones, which begin at `start`, as they are from the folder; all else as it is."""
+    return [_from(folder, start / one) if _is_relative(one) else one for one in paths]
 
 
 def _from(folder: Path, path: Path) -> str:
