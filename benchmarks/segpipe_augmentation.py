@@ -1,8 +1,7 @@
 """segpipe's side of augmentation.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from segpipe.training import augment, intensity
 from segpipe.training.augment import Drawn, Geometry
 from segpipe.training.held import HeldCase, Place
 from segpipe.training.sampling import Box, generator
+from segpipe.training.warp import at_once
 
 SEED = 1
 WARM, BATCHES = 10, 100  # on a device
@@ -61,14 +61,23 @@ def value_of(transform: str, rng: np.random.Generator, geometry: Geometry) -> ob
             return value
 
 
+def read(case: HeldCase, geometry: Geometry, drawn: Sequence[Drawn]) -> list[Sample]:
+    """A patch for each, as a batch has them."""
+    box, n = Box((0, 0, 0), geometry.reach), at_once(geometry.patch_size, case.place.patches)
+    found = []
+    for i in range(0, len(drawn), n):
+        boxes = [augment.read_box(case, box, geometry, one.matrix) for one in drawn[i : i + n]]
+        found += augment.patches(boxes, geometry)
+    return found
+
+
 def prepared(patch: list[int], n_labels: int, transform: str) -> tuple[tuple[int, ...], Ready]:
     """The box of a patch, and what makes its samples."""
     geometry = Geometry.of(patch, None)
     case = case_of(geometry, n_labels)
-    box = Box((0, 0, 0), geometry.reach)
 
     def sample(drawn: Drawn) -> Sample:
-        image, maps = augment.read_patch(case, box, geometry, drawn.matrix)
+        ((image, maps),) = read(case, geometry, [drawn])
         images, maps = augment.apply(image[None], maps[None], [drawn], geometry, [False])
         return images[0], maps[0].clamp_min(0)
 
@@ -77,8 +86,8 @@ def prepared(patch: list[int], n_labels: int, transform: str) -> tuple[tuple[int
             return lambda: sample(drawn_for(transform, number, geometry))
         drawn = drawn_for(transform, number, geometry)
         if transform in (CROP, SPATIAL):
-            return partial(augment.read_patch, case, box, geometry, drawn.matrix)
-        image, maps = augment.read_patch(case, box, geometry, None)
+            return lambda: read(case, geometry, [drawn])[0]
+        ((image, maps),) = read(case, geometry, [replace(drawn, matrix=None)])
         return lambda: tuple(one[0] for one in augment.apply(image[None], maps[None], [drawn], geometry, [False]))
 
     return geometry.reach[-len(patch) :], ready
@@ -98,9 +107,7 @@ def batches_on_device() -> list[dict[str, Any]]:
         for number, of_batch in enumerate(drawn):
             if number == WARM:
                 started.record()
-            box = Box((0, 0, 0), geometry.reach)
-            read = [augment.read_patch(case, box, geometry, one.matrix) for one in of_batch]
-            images, maps = (torch.stack(parts) for parts in zip(*read, strict=True))
+            images, maps = (torch.stack(parts) for parts in zip(*read(case, geometry, of_batch), strict=True))
             augment.apply(images, maps, of_batch, geometry, [False])
         ended.record()
         torch.cuda.synchronize()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
-from tiny import DATA, held_case, held_random_case
+from tiny import DATA, held_case, held_random_case, read_patch
 from torch.nn.functional import grid_sample
 
-from segpipe.training.augment import Geometry, draw_mirror, draw_spatial, read_patch
+from segpipe.training.augment import Geometry, draw_mirror, draw_spatial
 from segpipe.training.held import PADDING_LABEL, HeldCase
 from segpipe.training.sampling import Box, generator
 
@@ -219,7 +219,7 @@ def test_reading_only_what_is_needed_changes_nothing(patch):
 def test_a_rotated_patch_reads_less_than_its_box(monkeypatch):
     read, geometry = [], Geometry.of((16, 16, 16), None)
     whole = HeldCase.read
-    monkeypatch.setattr(HeldCase, "read", lambda case, box: read.append(box) or whole(case, box))
+    monkeypatch.setattr(HeldCase, "read", lambda case, box, of: read.append(box) or whole(case, box, of))
     read_patch(held_random_case((40, 40, 40)), Box((4, 4, 4), geometry.reach), geometry, np.eye(3) * 0.8)
     assert np.prod(read[0].size) < np.prod(geometry.reach) / 4
 

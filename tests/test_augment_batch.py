@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import held_random_case, planned
+from tiny import held_random_case, planned, read_patch
 
 from segpipe.training import augment, intensity
-from segpipe.training.augment import Drawn, Geometry, draw_mirror, draw_spatial, read_patch
+from segpipe.training.augment import Drawn, Geometry, draw_mirror, draw_spatial
 from segpipe.training.sampling import Box, draw_box, generator
 
 
@@ -105,7 +105,8 @@ def test_nothing_waits_for_a_device(patch):
     place = replace(case.place, voxels=torch.device("meta"), patches=torch.device("meta"))
     far = replace(case, image=case.image.to("meta"), maps=(case.maps[0].to("meta"),), place=place)
     matrix = np.diag([1, 1.2, 1.2])
-    image, maps = read_patch(far, Box((2, 1, -3), geometry.reach), geometry, matrix)
+    boxes = [augment.read_box(far, Box((2, 1, z), geometry.reach), geometry, matrix) for z in (-3, 4)]
+    (image, maps), _ = augment.patches(boxes, geometry)
     values = {name: [transform.neutral, None] for name, transform in intensity.TRANSFORMS.items()}
     values |= {"blur": [None, np.full(3, 0.7)], "noise": None}
     drawn = [Drawn(matrix, values, (1, 2)), Drawn(matrix, dict.fromkeys(values), ())]

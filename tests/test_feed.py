@@ -115,14 +115,14 @@ def test_batches_that_nobody_waits_for_any_more_are_not_made(threads):
 def test_an_error_says_which_case_and_where_in_it(monkeypatch, threads):
     one, whole = feed(train__augment=False), HeldCase.read
     bad = one.held.cases["c2"]
-    monkeypatch.setattr(HeldCase, "read", lambda case, box: whole(case, box if case is not bad else None))
+    monkeypatch.setattr(HeldCase, "read", lambda case, box, *of: whole(case, box if case is not bad else None))
     with pytest.raises(AttributeError) as error:
         list(ahead(one.training, range(20), 3, threads))
     (note,) = error.value.__notes__
     found = re.fullmatch(r"in a batch of case c2, voxels \[(.+), (.+), (.+)\] to \[(.+), (.+), (.+)\]", note)
     numbers = [int(number) for number in found.groups()]
     assert [end - start for start, end in zip(numbers[:3], numbers[3:], strict=True)] == [8, 8, 8]
-    assert "read_patch" in [entry.name for entry in error.traceback]
+    assert "read_box" in [entry.name for entry in error.traceback]
 
 
 def test_an_error_with_all_samples_names_all(monkeypatch):
@@ -347,7 +347,7 @@ def test_the_share_of_foreground_is_that_of_the_large_batch(monkeypatch, accumul
     drawn = []
     monkeypatch.setattr("segpipe.training.feed.draw_box", lambda rng, case, size, margin, force: drawn.append(force))
     monkeypatch.setattr(Feed, "geometry", feed().geometry)
-    monkeypatch.setattr("segpipe.training.augment.read_patch", lambda *_: torch.zeros(2, 1, 8, 8, 8))
+    monkeypatch.setattr(augment, "read_box", lambda *_: torch.zeros(2, 1, 8, 8, 8))
     one = feed(train__accumulate=accumulate, train__augment=False)
     for number in range(accumulate):
         one.training(5 * accumulate + number)

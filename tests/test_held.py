@@ -54,6 +54,18 @@ def test_a_box_is_what_lies_in_it_and_padding_around(name, place):
         assert np.array_equal(one, cut(expected, box, PADDING_LABEL))
 
 
+@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("of", [Box((3, 2, 2), (3, 8, 4)), Box((-3, 4, -3), (7, 20, 6)), Box((20, 2, 2), (3, 3, 3))])
+def test_of_a_box_no_voxel_beyond_another_is_read(name, of):
+    case, box = stored(), BOXES[name]
+    seen = np.zeros(SHAPE, bool)
+    seen[tuple(slice(max(a, 0), max(a + n, 0)) for a, n in zip(of.start, of.size, strict=True))] = True
+    image, maps = HeldCase.of(case, MEMORY).read(box, of)
+    assert np.array_equal(image[1], cut(np.where(seen, case.image[1], 0), box, 0))
+    for one, whole in zip(maps, (case.label, case.previous), strict=True):
+        assert np.array_equal(one, cut(np.where(seen, whole, PADDING_LABEL), box, PADDING_LABEL))
+
+
 @pytest.mark.parametrize("place", [IN_FILES, MEMORY], ids=["files", "memory"])
 @pytest.mark.parametrize("name", ["inside", "all of it"])
 def test_what_is_read_may_be_changed_without_changing_the_case(name, place):

@@ -20,6 +20,7 @@ from segpipe.params import Params
 from segpipe.prepare import fingerprint, planning, store
 from segpipe.prepare.plan import Configuration
 from segpipe.prepare.store import ANNOTATED, Store, StoredCase, foreground_locations
+from segpipe.training import augment
 from segpipe.training.held import HeldCase
 
 TESTS = Path(__file__).parent
@@ -121,6 +122,12 @@ def random_case(shape: Sequence[int], n_channels: int = 1, seed: int = 0, labels
     rng = np.random.default_rng(seed)
     label = np.kron(rng.integers(-1, 4, [-(-n // 4) for n in shape]), np.ones((4, 4, 4), int))
     return stored_case(rng.normal(size=(n_channels, *shape)), label[tuple(slice(n) for n in shape)], labels)
+
+
+def read_patch(case: HeldCase, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and maps of one patch. given : what `augment.read_box` takes besides: box, geometry, matrix or None"""
+    ((image, maps),) = augment.patches([augment.read_box(case, *given)], given[1])
+    return image, maps
 
 
 def wave(*shape: int, seed: float = 1.0) -> torch.Tensor:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segpipe.training import intensity
 from segpipe.training.held import HeldCase
 from segpipe.training.sampling import Box
-from segpipe.training.warp import warp
+from segpipe.training.warp import Boxed, warp
 
 DUMMY_2D_ABOVE = 3  # flat patches are rotated in plane only
 
@@ -98,10 +98,10 @@ def _turn(angle: float) -> NDArray[np.float64]:
     return np.array([[cos(angle), -sin(angle)], [sin(angle), cos(angle)]])
 
 
-def read_patch(
+def read_box(
     case: HeldCase, reach: Box, geometry: Geometry, matrix: NDArray[np.float64] | None
-) -> tuple[Tensor, Tensor]:
-    """Read image and maps of a patch from the middle of the box `reach`, rotated and scaled by `matrix`.
+) -> tuple[Tensor, Tensor] | Boxed:
+    """Read a patch from the middle of the box `reach`: its image and maps, or what it is to be sampled from.
 
     Beyond the volume and beyond the box the image is 0 and the maps PADDING_LABEL, as in nnU-Net, which cuts the
     box out before it rotates.
@@ -112,13 +112,25 @@ def read_patch(
         ]
         return case.read(Box(tuple(start), geometry.patch_size))
     # coordinates relative to the centre of the box; the corners of the patch bound what is read
-    half = (np.array(geometry.patch_size) - 1) / 2
-    extent = np.abs(matrix) @ half
+    extent = np.abs(matrix) @ ((np.array(geometry.patch_size) - 1) / 2)
     centre = (np.array(reach.size) - 1) / 2
     first = np.maximum(np.floor(centre - extent).astype(int) - 1, 0)
     last = np.minimum(np.ceil(centre + extent).astype(int) + 1, np.array(reach.size) - 1)
-    image, maps = case.read(Box(tuple((reach.start + first).tolist()), tuple((last - first + 1).tolist())))
-    return warp(image, maps, geometry.patch_size, matrix, centre - first, geometry.in_plane)
+    size, centre = last - first + 1, centre - first
+    # one voxel more before, two behind, on the sides that the patch reaches beyond: cells lie inside
+    before, behind = (centre - extent < 0).astype(int), 2 * (centre + extent > size - 2)
+    if geometry.in_plane:
+        before[0] = behind[0] = 0
+    start, size = reach.start + first - before, size + before + behind
+    image, maps = case.read(Box(tuple(start.tolist()), tuple(size.tolist())), reach)
+    return Boxed(image, maps, matrix, centre + before)
+
+
+def patches(read: Sequence[tuple[Tensor, Tensor] | Boxed], geometry: Geometry) -> list[tuple[Tensor, Tensor]]:
+    """Image and maps of each patch, rotated and scaled."""
+    boxes = [one for one in read if isinstance(one, Boxed)]
+    warped = iter(warp(boxes, geometry.patch_size, geometry.in_plane))
+    return [next(warped) if isinstance(one, Boxed) else one for one in read]
 
 
 def draw_mirror(rng: Generator, axes: Sequence[int]) -> tuple[int, ...]:
@@ -152,12 +164,17 @@ def apply(
     use_mask : channels that were normalised inside the nonzero mask; they stay zero outside it, whatever was drawn
     """
     images = intensity.apply(images, [one.intensity for one in drawn], geometry.in_plane)
-    for image, own, one in zip(images, maps, drawn, strict=True):
-        if one.mirror:
-            axes = [axis + 1 for axis in one.mirror]
-            image.copy_(image.flip(axes))
-            own.copy_(own.flip(axes))
+    images, maps = (_mirrored(volumes, drawn) for volumes in (images, maps))
     for channel, is_masked in enumerate(use_mask):
         if is_masked:
             images[:, channel].masked_fill_(maps[:, 0] < 0, 0)
     return images, maps
+
+
+def _mirrored(volumes: Tensor, drawn: Sequence[Drawn]) -> Tensor:
+    return torch.stack(
+        [
+            own.flip([axis + 1 for axis in one.mirror]) if one.mirror else own
+            for own, one in zip(volumes, drawn, strict=True)
+        ]
+    )

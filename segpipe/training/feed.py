@@ -22,6 +22,7 @@ from segpipe.training import augment, previous
 from segpipe.training.augment import Drawn, Geometry
 from segpipe.training.sampling import TRAINING, VALIDATION, Box, case_in_pass, draw_box, forced_foreground, generator
 from segpipe.training.tiers import Held
+from segpipe.training.warp import at_once
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ class Feed:
             return replace(batch, made=self.stream.record_event())
 
     def _made(self, stream: int, step: int, numbers: range, n_in_step: int) -> Batch:
-        """Each sample drawn and read, then all at once."""
+        """Samples drawn and read, some at a time, then changed all at once."""
         samples = [self._sample(stream, step, number, n_in_step) for number in numbers]
-        images, maps = (torch.stack(parts) for parts in zip(*map(self._read, samples), strict=True))
+        n = at_once(self.geometry.patch_size, self.held.place.patches)
+        patches = [patch for i in range(0, len(samples), n) for patch in self._read(samples[i : i + n])]
+        images, maps = (torch.stack(parts) for parts in zip(*patches, strict=True))
         with _noted(*samples):
             images, maps = self._changed(images, maps, samples)
         label = maps[:, 0].clamp_min(0).long()
@@ -110,9 +113,13 @@ class Feed:
             images, label = images.squeeze(2), label.squeeze(1)
         return Batch(images, label, self._known(samples), [(sample.case, sample.reach) for sample in samples])
 
-    def _read(self, sample: "_Sample") -> tuple[torch.Tensor, torch.Tensor]:
-        with _noted(sample):
-            return augment.read_patch(self.held.cases[sample.case], sample.reach, self.geometry, sample.matrix)
+    def _read(self, samples: list["_Sample"]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Image and maps of each."""
+        with _noted(*samples):
+            boxes = [
+                augment.read_box(self.held.cases[one.case], one.reach, self.geometry, one.matrix) for one in samples
+            ]
+            return augment.patches(boxes, self.geometry)
 
     def _changed(
         self, images: torch.Tensor, maps: torch.Tensor, samples: list["_Sample"]

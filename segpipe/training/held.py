@@ -68,12 +68,13 @@ class HeldCase:
         """(Z, Y, X)."""
         return tuple(self.image.shape[1:])
 
-    def read(self, box: Box) -> tuple[Tensor, Tensor]:
+    def read(self, box: Box, of: Box | None = None) -> tuple[Tensor, Tensor]:
         """Image (C, *box.size) float32 and maps (M, *box.size) int16, where batches are made.
 
-        Beyond the volume they are 0 and PADDING_LABEL. A CUDA device copies when its present stream comes to it.
+        Beyond the volume, and beyond the box `of`, they are 0 and PADDING_LABEL. A CUDA device copies when its present
+        stream comes to it.
         """
-        inside, within = _overlap(box, self.shape)
+        inside, within = _overlap(box, of or box, self.shape)
         image = self._patch(len(self.image), box, torch.float32)
         maps = self._patch(len(self.maps), box, torch.int16)
         if any(part.stop - part.start < size for part, size in zip(within, box.size, strict=True)):
@@ -108,12 +109,15 @@ def sent(arrays: Sequence[NDArray[Any]], to: torch.device) -> list[Tensor]:
     ]
 
 
-def _overlap(box: Box, shape: Sequence[int]) -> tuple[Slices, Slices]:
-    """The part of a box that lies inside a volume, in the volume's and in the box's own voxels; it may be empty."""
+def _overlap(box: Box, of: Box, shape: Sequence[int]) -> tuple[Slices, Slices]:
+    """The part of a box that lies inside another and a volume, in the volume's and in the box's own voxels.
+
+    It may be empty.
+    """
     inside, within = [], []
-    for start, size, edge in zip(box.start, box.size, shape, strict=True):
-        low = max(start, 0)
-        high = max(min(start + size, edge), low)
+    for start, size, of_start, of_size, edge in zip(box.start, box.size, of.start, of.size, shape, strict=True):
+        low = max(start, of_start, 0)
+        high = max(min(start + size, of_start + of_size, edge), low)
         inside.append(slice(low, high))
         within.append(slice(low - start, high - start))
     return tuple(inside), tuple(within)

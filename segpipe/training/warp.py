@@ -1,74 +1,96 @@
-"""Rotation and scaling of one patch: the image linearly, the maps by a vote of the voxels around (nnU-Net's rule).
+"""Rotation and scaling of patches: the image linearly, the maps by a vote of the voxels around (nnU-Net's rule).
 
 A label wins with the largest sum of linear weights among the corners of its cell, which is what interpolating each
 label's mask gives, at a cost that does not depend on the number of labels. On the host most voxels need no vote: a cell
-with one label at all its corners has that label. Elsewhere every voxel votes, so that no shape depends on the data.
-
-Padding is a label of its own and also lies around the box, where the image is 0.
+with one label at all its corners has that label. Elsewhere every voxel votes, so that no shape depends on the data, and
+the patches of several samples are one: there a patch costs what it takes to say what is to be done.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
+from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from segpipe.training.held import PADDING_LABEL, sent
 
 FULL_SCORE = 1000  # of a label at all corners; nnU-Net compares the scores in float16, so that close ones are equal
 CHUNK = 32768  # voxels at a time on the host: what is computed of them stays in the cache
+AT_ONCE = 2**20  # voxels of patches at a time elsewhere, half a patch of 128^3; no patch is divided
+SCORES = 2**20  # the most that are interpolated at a time, for each corner
 MIXED = -(2**15)  # the bit that marks the code of a cell with more than one label; labels are -1 to 32766
 
 Array = NDArray[np.float64]
 
 
-def warp(
-    image: Tensor, maps: Tensor, patch_size: tuple[int, ...], matrix: Array, centre: Array, in_plane: bool
-) -> tuple[Tensor, Tensor]:
-    """Sample a patch of `patch_size` around `centre`, turned and scaled by `matrix`.
+@dataclass(frozen=True)
+class Boxed:
+    """Voxels that a patch is sampled from.
 
     image : (C, Z, Y, X) float32; maps : (M, Z, Y, X) int16, PADDING_LABEL to 32766
-    matrix, centre : (3, 3), (3,), in voxels of the image
-    in_plane : the patch has the slices of the image
+    matrix, centre : (3, 3), (3,), in voxels of the image, how the patch is turned and scaled and where its middle lies;
+        every voxel of it lies within a cell of the image
     """
+
+    image: Tensor
+    maps: Tensor
+    matrix: Array
+    centre: Array
+
+
+def at_once(patch_size: Sequence[int], place: torch.device) -> int:
+    """How many patches `warp` should be given at a time."""
+    return 1 if place.type == "cpu" else max(1, AT_ONCE // prod(patch_size))
+
+
+def warp(boxes: Sequence[Boxed], patch_size: tuple[int, ...], in_plane: bool) -> list[tuple[Tensor, Tensor]]:
+    """Sample image and maps of a patch of each box.
+
+    in_plane : the patches have the slices of the images
+    """
+    if not boxes:
+        return []
     axes = slice(1, 3) if in_plane else slice(0, 3)
-    patch, matrix, centre = patch_size[axes], matrix[axes, axes], centre[axes]
-    image, maps, centre = _with_border(image, maps, patch, matrix, centre)
-    box = tuple(image.shape[-len(patch) :])
-    # slices that stay slices are as good as channels
-    tables, labels = (volume.reshape(-1, int(np.prod(box))) for volume in (image, maps))
-    rows, columns = sent([lines.numpy() for lines in _lines(patch, matrix, centre)], image.device)
-    run = _few_votes if image.device.type == "cpu" else _all_votes
-    sampled, voted = run(tables, labels, rows, columns, box)
-    kept = image.ndim - len(patch)
-    return sampled.view(*image.shape[:kept], *patch), voted.view(*maps.shape[:kept], *patch)
+    flat = [_flat(one, patch_size[axes], axes) for one in boxes]
+    sampled = map(_few_votes, flat) if boxes[0].image.device.type == "cpu" else _all_votes(flat)
+    return [(image.view(-1, *patch_size), maps.view(-1, *patch_size)) for image, maps in sampled]
 
 
-def _with_border(
-    image: Tensor, maps: Tensor, patch: Sequence[int], matrix: Array, centre: Array
-) -> tuple[Tensor, Tensor, Array]:
-    """Padding on the sides that the patch reaches beyond: one voxel before, two behind, so that cells lie inside."""
-    extent = np.abs(matrix) @ ((np.array(patch) - 1) / 2)
-    before = (centre - extent < 0).astype(int)
-    behind = 2 * (centre + extent > np.array(image.shape[-len(patch) :]) - 2)
-    sides = np.stack([before, behind], 1)[::-1].ravel().tolist()
-    if any(sides):
-        image, maps = pad(image, sides), pad(maps, sides, value=PADDING_LABEL)
-    return image, maps, centre + before
+@dataclass(frozen=True)
+class _Flat:
+    """A box as lines of voxels.
 
-
-def _lines(patch: Sequence[int], matrix: Array, centre: Array) -> tuple[Tensor, Tensor]:
-    """Voxel (row, column) of a patch lies at rows[axis, row] + columns[axis, column] of the box.
-
-    (axes, product of the other edges), (axes, last edge) float32
+    tables : (T, voxels) float32; labels : (L, voxels) int16; slices that stay slices are as good as channels
+    rows, columns : (axes, rows), (axes, columns) float32; voxel (row, column) of the patch lies at
+        rows[axis, row] + columns[axis, column]
+    box : edges along these axes
     """
+
+    tables: Tensor
+    labels: Tensor
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+    box: tuple[int, ...]
+
+
+def _flat(boxed: Boxed, patch: tuple[int, ...], axes: slice) -> _Flat:
+    box, matrix = tuple(boxed.image.shape[1:][axes]), boxed.matrix[axes, axes]
+    tables, labels = (volume.reshape(-1, prod(box)) for volume in (boxed.image, boxed.maps))
+    others, last = _offsets(patch)
+    rows, columns = matrix[:, :-1] @ others + boxed.centre[axes, None], matrix[:, -1:] * last
+    return _Flat(tables, labels, rows.astype(np.float32), columns.astype(np.float32), box)
+
+
+@cache
+def _offsets(patch: tuple[int, ...]) -> tuple[Array, Array]:
+    """From the middle of a patch, of its rows (axes - 1, rows), and along the last axis of its columns."""
     lines = [np.arange(edge) - (edge - 1) / 2 for edge in patch]
-    others = np.stack([line.ravel() for line in np.meshgrid(*lines[:-1], indexing="ij")])
-    rows, columns = matrix[:, :-1] @ others + centre[:, None], matrix[:, -1:] * lines[-1]
-    return torch.from_numpy(rows).float(), torch.from_numpy(columns).float()
+    return np.array([line.ravel() for line in np.meshgrid(*lines[:-1], indexing="ij")]), np.array(lines[-1])
 
 
 def _steps(box: Sequence[int]) -> list[int]:
@@ -113,30 +135,57 @@ def _vote(labels: Tensor, fractions: Sequence[Tensor]) -> Tensor:
 
     labels : (corners, ..., N); fractions : (N,) for each axis
     """
-    scores = [_interpolated((labels == own).to(fractions[0].dtype), fractions) for own in labels]
-    rounded = torch.stack(scores).mul_(FULL_SCORE).half().float()
+    several = 1 + SCORES // (1 + labels[0].numel())
+    scores = [
+        _interpolated((labels[:, None] == own).to(fractions[0].dtype), fractions) for own in labels.split(several)
+    ]
+    rounded = torch.cat(scores).mul_(FULL_SCORE).half().float()
     is_best = rounded >= rounded.amax(0)
     lowest = torch.where(is_best, labels, -MIXED - 1).amin(0)
     chosen = _nearest(fractions).expand_as(lowest)[None]
     return torch.where(is_best.gather(0, chosen)[0], labels.gather(0, chosen)[0], lowest)
 
 
-def _all_votes(
-    tables: Tensor, labels: Tensor, rows: Tensor, columns: Tensor, box: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """Channels (T, voxels of the box) to (T, voxels of the patch), label maps (L, ...) as well."""
-    index, fractions = _cells(
-        [(row[:, None] + column).view(-1) for row, column in zip(rows, columns, strict=True)], box
+def _all_votes(several: Sequence[_Flat]) -> list[tuple[Tensor, Tensor]]:
+    """Of each, (T, voxels of the patch) and (L, voxels of the patch).
+
+    The boxes lie one behind the other, so that a corner of a cell of one of them is a number.
+    """
+    index, fractions = _placed(several)
+    image, maps = (
+        _joined(volumes).index_select(1, index).view(len(volumes[0]), 2 ** len(fractions), -1).movedim(1, 0)
+        for volumes in ([one.tables for one in several], [one.labels for one in several])
     )
-    corners = [index + corner for corner in _corners(box)]
-    image = _interpolated(torch.stack([tables[:, one] for one in corners]), fractions)
-    return image, _vote(torch.stack([labels[:, one] for one in corners]), fractions)
+    both = (_interpolated(image, fractions), _vote(maps, fractions))
+    return list(zip(*(one.view(len(one), len(several), -1).unbind(1) for one in both), strict=True))
 
 
-def _few_votes(
-    tables: Tensor, labels: Tensor, rows: Tensor, columns: Tensor, box: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """The same, with votes only where they are needed, and at any time of few voxels."""
+def _joined(volumes: Sequence[Tensor]) -> Tensor:
+    """One behind the other; a single one, which is as large as any, is not copied."""
+    return torch.cat(list(volumes), 1) if len(volumes) > 1 else volumes[0]
+
+
+def _placed(several: Sequence[_Flat]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Where the corners of all points' cells are, (corners * N,) int32, and as `_cells` how far the points lie in them.
+
+    (corners, boxes, rows, columns) is the order.
+    """
+    boxes = [one.box for one in several]
+    rows, columns = np.stack([one.rows for one in several], 1), np.stack([one.columns for one in several], 1)
+    highest, steps = np.array(boxes).T - 2, np.array([_steps(box) for box in boxes]).T
+    firsts = np.cumsum([0, *map(prod, boxes[:-1])]) + np.array([_corners(box) for box in boxes]).T
+    of_boxes = [one[..., None, None].astype(np.int32) for one in (highest, steps, firsts)]
+    row, column, last, step, first = sent([rows[..., None], columns[:, :, None], *of_boxes], several[0].tables.device)
+    points = row + column  # (axes, boxes, rows, columns)
+    points = torch.minimum(points.clamp_min_(0), last, out=points)
+    index = (points.int() * step).sum(0, dtype=torch.int32)
+    return (index + first).view(-1), points.frac_().flatten(1).unbind()
+
+
+def _few_votes(flat: _Flat) -> tuple[Tensor, Tensor]:
+    """The same of one, with votes only where they are needed, and at any time of few voxels."""
+    tables, labels, box = flat.tables, flat.labels, flat.box
+    rows, columns = torch.from_numpy(flat.rows), torch.from_numpy(flat.columns)
     n_rows, n_columns = rows.shape[1], columns.shape[1]
     image, maps = tables.new_empty(len(tables), n_rows, n_columns), labels.new_empty(len(labels), n_rows, n_columns)
     channels, codes = [_at_corners(one, box) for one in tables], [_codes(one, box) for one in labels]
@@ -183,9 +232,9 @@ def _codes(labels: Tensor, box: Sequence[int]) -> Tensor:
 
 def _nearest(fractions: Sequence[Tensor]) -> Tensor:
     """Number of the nearest corner, (N,) int64."""
-    nearest = torch.zeros_like(fractions[0], dtype=torch.int64)
-    for fraction in fractions:
-        nearest = nearest * 2 + (fraction > 0.5)
+    nearest = (fractions[0] > 0.5).long()
+    for fraction in fractions[1:]:
+        nearest.mul_(2).add_(fraction > 0.5)
     return nearest
 
 
