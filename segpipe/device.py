@@ -73,8 +73,12 @@ def require(wanted: str, n_gpus: int, named: tuple[str, str]) -> None:
 
     named : what the user calls number and device, for the message
     """
-    if not _is_cuda(wanted) or not lease.candidates(n_gpus, _number(wanted), named[0]):
-        _device(wanted, named[1])
+    if _is_cuda(wanted) and lease.candidates(n_gpus, _number(wanted), named[0]):
+        return
+    device = _device(wanted, named[1])
+    n_found = torch.cuda.device_count() if device.index is None else 1
+    if device.type == "cuda" and n_found < n_gpus:  # without NVML, CUDA itself has been asked
+        raise lease.too_few(n_found, n_gpus, named[0])
 
 
 def _is_cuda(name: str) -> bool:

@@ -58,7 +58,7 @@ def _see_own_gpu() -> None:
     visible = os.environ.get(VISIBLE)
     if visible is None:
         os.environ[VISIBLE] = str(rank())
-    elif n_ranks() == len(visible.split(",")):
+    elif n_ranks() <= len(visible.split(",")):
         os.environ[VISIBLE] = visible.split(",")[rank()]
 
 

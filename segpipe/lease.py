@@ -86,7 +86,7 @@ def candidates(n: int, number: int | None, asked: str = "runtime.num_gpus") -> l
     found = visible if number is None else visible[number : number + 1]
     found = found if n == 1 else [gpu for gpu in found if gpu.uuid == gpu.parent]
     if len(found) < n and n > 1 and visible:
-        raise _too_few(found, n, asked)
+        raise too_few(len(found), n, asked)
     return found
 
 
@@ -197,13 +197,14 @@ def _folder() -> Path:
     return path
 
 
-def _too_few(found: Sequence[Gpu], n: int, asked: str) -> SegpipeError:
+def too_few(n_found: int, n: int, asked: str) -> SegpipeError:
+    """There are not `n` devices; asked : by which setting that many were wanted."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return SegpipeError(
         problem(
             "fewer GPUs than asked for",
             where=asked,
-            found=f"{len(found)} for this job" + (f", CUDA_VISIBLE_DEVICES={visible}" if visible is not None else ""),
+            found=f"{n_found} for this job" + (f", CUDA_VISIBLE_DEVICES={visible}" if visible is not None else ""),
             expected=f"{n}",
             cure="lower it, or let the job use more: device auto, CUDA_VISIBLE_DEVICES, the cluster's request",
         )

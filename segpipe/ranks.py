@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segpipe import digest, launched
+from segpipe.errors import SegpipeError, problem
 
 log = getLogger(__name__)
 
@@ -31,6 +32,9 @@ LOST_AFTER_S = 5.0  # the launcher shall see first who died, and ends the others
 MEETING = timedelta(minutes=10)  # all ranks have begun
 # A rank may wait for days, for a lock that an earlier job holds; that a partner died is noticed by its connection.
 PATIENCE = timedelta(days=30)
+# What NCCL waits between two steps at most: one rank may read its cases, compile or validate longer than another. torch
+# takes 10 minutes, and its watchdog then aborts the process.
+WATCHDOG = timedelta(hours=1)
 # How gloo, torch's store and NCCL say that a partner is gone. What else they say is an error of this rank.
 GONE = re.compile(
     r"connection (was )?(likely )?(closed|reset|refused)|broken pipe|socket closed|caused pair closure"
@@ -68,8 +72,23 @@ class Ranks:
         return self.rank == 0
 
     def on(self, device: torch.device) -> "Ranks":
-        """The same, for tensors on a device."""
-        return replace(self, group=dist.new_group(backend="nccl")) if self.n > 1 and device.type == "cuda" else self
+        """The same, for tensors on a device; waits until all have come here.
+
+        Raises SegpipeError where they are on different kinds of devices: they would wait for each other for ever.
+        """
+        kinds = self.collected([device.type])
+        if len({*kinds}) > 1:
+            raise SegpipeError(
+                problem(
+                    "the ranks are on different kinds of devices",
+                    where="params.yaml: runtime.num_gpus",
+                    found=", ".join(f"rank {rank} on {kind}" for rank, kind in enumerate(kinds)),
+                    expected="a GPU for each, or cpu for all",
+                    cure="set it to the number of GPUs that work (nvidia-smi) and that CUDA_VISIBLE_DEVICES names",
+                )
+            )
+        is_nccl = self.n > 1 and device.type == "cuda"
+        return replace(self, group=dist.new_group(backend="nccl", timeout=WATCHDOG)) if is_nccl else self
 
     def share(self, n_items: int) -> range:
         """Which of `n_items` in a row are this rank's; the shares differ by one at most."""

@@ -19,6 +19,7 @@ import torch
 from tiny import params, planned
 
 from segpipe import device, gpus, launched, ranks
+from segpipe.errors import SegpipeError
 from segpipe.gpus import Gpu
 from segpipe.prepare.plan import Configuration
 from segpipe.ranks import ALONE, Ranks
@@ -107,6 +108,8 @@ def talked(fellows: Ranks) -> dict[str, Any]:
         "highest": fellows.highest(15 * fellows.rank),
         "total": fellows.total(torch.tensor([1.0, fellows.rank])).tolist(),
         "gpus": gpus_of(fellows),
+        "kinds": kinds_of(fellows),
+        "parallel": order_of_parallel(fellows),
         "order": fellows.first_before_others(lambda: fellows.rank),
     }
 
@@ -120,6 +123,31 @@ def gpus_of(fellows: Ranks) -> tuple[list[str], list[str]]:
         with patch.object(device, "facts", lambda _, fellows, asked=device.facts: asked(on, fellows)):
             setup = begun(Fellowship(planned(batch_size=3)), fellows)
     return [gpu["uuid"] for gpu in facts["gpus"]], [gpu["uuid"] for gpu in setup.computes_on["gpus"]]
+
+
+def kinds_of(fellows: Ranks) -> tuple[str, str, list[float]]:
+    """What is said where the first rank has a GPU, and the others not; how long NCCL waits where all have one."""
+    try:
+        fellows.on(torch.device("cpu" if fellows.rank else "cuda"))
+        said = ""
+    except SegpipeError as error:
+        said = str(error)
+    asked: list[float] = []
+    with patch.object(
+        ranks.dist, "new_group", lambda backend, timeout: asked.append(timeout.total_seconds()) or backend
+    ):
+        return said, fellows.on(torch.device("cuda")).group, asked
+
+
+def order_of_parallel(fellows: Ranks) -> list[str]:
+    """Who has read its cases sooner waits for the others before NCCL is asked for anything, which waits an hour."""
+    setup, done = begun(Fellowship(planned(batch_size=3)), fellows), list[str]()
+    with (
+        patch.object(Ranks, "meet", lambda _: done.append("met")),
+        patch("segpipe.training.setup.Parallel", lambda *arguments: done.append("built")),
+    ):
+        setup.training(None, lambda: None)
+    return done
 
 
 def late(fellows: Ranks) -> bool:

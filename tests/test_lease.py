@@ -574,6 +574,16 @@ def test_more_ranks_than_gpus_are_refused_before_anything_is_taken(pretended, mo
     assert [path.name for path in tmp_path.iterdir()] == ["gpus.json"]
 
 
+def test_more_ranks_than_cuda_finds_without_nvml_are_refused(monkeypatch):
+    monkeypatch.setattr(gpus, "installed", list)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    launch._require_gpus(2, "cuda", ("num_gpus", "device"))
+    for n, name, found in ((3, "auto", 2), (2, "cuda:1", 1)):
+        with pytest.raises(SegpipeError, match=rf"fewer GPUs.*\n.*num_gpus\n.*found: +{found} for this job\n"):
+            launch._require_gpus(n, name, ("num_gpus", "device"))
+
+
 def test_ranks_on_a_device_that_is_absent_are_refused_before_anything_is_taken(monkeypatch, tmp_path):
     monkeypatch.setattr(gpus, "installed", list)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -670,7 +680,9 @@ def test_of_an_instance_cuda_may_say_its_gpu(pretended, cuda, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-x"
 
 
-@pytest.mark.parametrize(("visible", "seen"), [("GPU-a,GPU-b", "GPU-b"), (None, "1"), ("GPU-a", "GPU-a")])
+@pytest.mark.parametrize(
+    ("visible", "seen"), [("GPU-a,GPU-b", "GPU-b"), (None, "1"), ("GPU-a", "GPU-a"), ("3,5,1,0", "5")]
+)
 def test_a_rank_sees_its_own_device(rank_one, monkeypatch, visible, seen):
     monkeypatch.setenv(launched.VISIBLE, visible or "")  # which is taken back after the test
     if visible is None:

@@ -80,6 +80,14 @@ def test_what_ranks_tell_each_other(results, n):
     assert all(one["highest"] == 15 * (n - 1) for one in said)
     assert all(one["total"] == [n, sum(range(n))] for one in said)
     assert all(one["gpus"] == ([f"GPU-{rank}" for rank in range(n)],) * 2 for one in said)
+    kinds = ", ".join(f"rank {rank} on {'cpu' if rank else 'cuda'}" for rank in range(n))
+    for said_to_rank, backend, seconds in (one["kinds"] for one in said):
+        assert (
+            f"different kinds of devices\n  where:    params.yaml: runtime.num_gpus\n  found:    {kinds}"
+            in said_to_rank
+        )
+        assert (backend, seconds) == ("nccl", [3600])
+    assert all(one["parallel"] == ["met", "built"] for one in said)
     assert [one["order"] for one in said] == list(range(n))
 
 

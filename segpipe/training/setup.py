@@ -137,6 +137,7 @@ class Setup:
         """The network in all ranks; None in one that is alone."""
         if self.ranks.n == 1:
             return None
+        self.ranks.meet()  # one may have read more cases than another, for longer than NCCL waits
         looks = self.params.train.network is not None or self.params.train.deterministic
         return Parallel(self.network, execution.forward, weights, self.ranks, looks)
 
