@@ -125,10 +125,12 @@ def test_small_arrays_are_sent_in_one_copy(monkeypatch, to):
     rng, copies, whole = np.random.default_rng(0), [], torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda given, *args, **named: copies.append(args) or whole(given, *args))
     shapes = [(3,), (2, 1, 5), (1,), (4, 4)]
-    arrays = [rng.integers(0, 2, shape).astype(name) * 3 for shape in shapes for name in TYPES if name != "bool"]
+    arrays = [
+        rng.integers(0, 2, shape).astype(name) * 3 for shape in shapes for name in TYPES if name != np.dtype(bool)
+    ]
     arrays = [*arrays, *(rng.random(n) < 0.5 for n in (1, 5)), *arrays[::-1], rng.random((4, 3)).astype(np.float32).T]
     found = sent(arrays, torch.device(to))
     assert copies == [(torch.device(to),)]
     for one, expected in zip(found, arrays, strict=True):
-        assert (one.device.type, tuple(one.shape), one.dtype) == (to, expected.shape, TYPES[expected.dtype.name])
+        assert (one.device.type, tuple(one.shape), one.dtype) == (to, expected.shape, TYPES[expected.dtype])
         assert to == "meta" or np.array_equal(one, expected)

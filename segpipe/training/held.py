@@ -14,7 +14,7 @@ from segpipe.training.sampling import Box
 
 PADDING_LABEL = -1
 ALIGNED = 16  # bytes, for every type and for loads of several numbers at once
-TYPES = {name: getattr(torch, name) for name in ("bool", "int32", "int64", "float32")}
+TYPES = {np.dtype(name): getattr(torch, name) for name in ("bool", "int32", "int64", "float32")}
 
 Slices = tuple[slice, ...]
 
@@ -104,7 +104,7 @@ def sent(arrays: Sequence[NDArray[Any]], to: torch.device) -> list[Tensor]:
         packed.numpy()[start : start + one.nbytes].view(one.dtype)[:] = one.ravel()
     there = packed.to(to, non_blocking=True)
     return [
-        there[start : start + one.nbytes].view(TYPES[one.dtype.name]).view(one.shape)
+        there[start : start + one.nbytes].view(TYPES[one.dtype]).view(one.shape)
         for one, start in zip(arrays, starts, strict=False)
     ]
 

@@ -205,22 +205,29 @@ def blur(channels: Tensor, *kernels: Tensor) -> Tensor:
 
 def _blur(channels: Tensor, axis: int, kernel: Tensor) -> Tensor:
     n, blurred = channels.shape[axis], channels * _per_channel(kernel[:, 0])
-    for i in range(1, kernel.shape[1]):
+    far = kernel.shape[1] - 1
+    # what lies beyond the borders is what lies before them, in reverse
+    before, behind = channels.narrow(axis, 1, far).flip(axis), channels.narrow(axis, n - 1 - far, far).flip(axis)
+    for i in range(1, far + 1):
         weight = _per_channel(kernel[:, i])
         blurred.narrow(axis, 0, n - i).addcmul_(channels.narrow(axis, i, n - i), weight)
         blurred.narrow(axis, i, n - i).addcmul_(channels.narrow(axis, 0, n - i), weight)
-        blurred.narrow(axis, 0, i).addcmul_(channels.narrow(axis, 1, i).flip(axis), weight)
-        blurred.narrow(axis, n - i, i).addcmul_(channels.narrow(axis, n - 1 - i, i).flip(axis), weight)
+        blurred.narrow(axis, 0, i).addcmul_(before.narrow(axis, far - i, i), weight)
+        blurred.narrow(axis, n - i, i).addcmul_(behind.narrow(axis, 0, i), weight)
     return blurred
 
 
 def sources(values: Sequence[float], shape: tuple[int, ...], in_plane: bool) -> list[Array]:
-    """For each axis the two voxels that each voxel lies between after the loss, and how far it is from the first."""
+    """The two voxels that each voxel lies between after the loss, and how far it is from the first.
+
+    One axis after the other, (channels, sum of the edges).
+    """
     found = []
-    for axis, n in enumerate(shape):
-        coarse = [n if in_plane and axis == 0 else round(n * value) for value in values]
-        found += [np.stack(several) for several in zip(*(_sources(n, m) for m in coarse), strict=True)]
-    return found
+    for value in values:
+        kept = [n if in_plane and axis == 0 else round(n * value) for axis, n in enumerate(shape)]
+        axes = zip(*map(_sources, shape, kept), strict=True)
+        found.append([np.concatenate(parts) for parts in axes])
+    return [np.stack(several) for several in zip(*found, strict=True)]
 
 
 @cache
@@ -237,11 +244,11 @@ def _sources(n: int, coarse: int) -> tuple[Array, Array, Array]:
 
 def low_resolution(channels: Tensor, *sources: Tensor) -> Tensor:
     """Voxels between those that are left."""
-    for axis in range(3):
-        first, second, fraction = sources[3 * axis : 3 * axis + 3]
+    edges = channels.shape[1:]
+    for axis, of_axis in enumerate(zip(*(one.split(edges, 1) for one in sources), strict=True)):
         sides = [-1, *(channels.shape[axis + 1] if one == axis else 1 for one in range(3))]
-        before, behind = (_taken(channels, axis + 1, end.view(sides)) for end in (first, second))
-        channels = torch.lerp(before, behind, fraction.view(sides))
+        first, second, fraction = (one.view(sides) for one in of_axis)
+        channels = torch.lerp(_taken(channels, axis + 1, first), _taken(channels, axis + 1, second), fraction)
     return channels
 
 

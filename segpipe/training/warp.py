@@ -173,7 +173,7 @@ def _placed(several: Sequence[_Flat]) -> tuple[Tensor, Sequence[Tensor]]:
     boxes = [one.box for one in several]
     rows, columns = np.stack([one.rows for one in several], 1), np.stack([one.columns for one in several], 1)
     highest, steps = np.array(boxes).T - 2, np.array([_steps(box) for box in boxes]).T
-    firsts = np.cumsum([0, *map(prod, boxes[:-1])]) + np.array([_corners(box) for box in boxes]).T
+    firsts = np.cumsum([0, *map(prod, boxes[:-1])]) + np.array(list(product((0, 1), repeat=len(steps)))) @ steps
     of_boxes = [one[..., None, None].astype(np.int32) for one in (highest, steps, firsts)]
     row, column, last, step, first = sent([rows[..., None], columns[:, :, None], *of_boxes], several[0].tables.device)
     points = row + column  # (axes, boxes, rows, columns)
