@@ -70,8 +70,8 @@ def is_idle(gpu: Gpu) -> bool:
 
 
 def fits(claim: Claim, gpu: Gpu, taken_bytes: float) -> bool:
-    """Whether a device of which so much is taken has room for a job."""
-    return taken_bytes + claim.cost <= SHARED * gpu.total_bytes
+    """Whether a device of which others have taken so much has room for a job, and may be shared with them."""
+    return not gpu.is_exclusive and taken_bytes + claim.cost <= SHARED * gpu.total_bytes
 
 
 def promised(gpu: Gpu, claims: Sequence[Claim]) -> float:

@@ -1,9 +1,11 @@
 """Which device, which precision, how many threads. Nothing here imports CUDA-only code, or starts CUDA on import."""
 
+import contextlib
 import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from logging import getLogger
 from typing import Any
 
@@ -19,6 +21,7 @@ log = getLogger(__name__)
 # glibc's mallopt parameters (malloc.h)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 HEAP_RESERVE_BYTES = 256 * 2**20
+CUDNN = 91501  # before it: pytorch/pytorch#166122 (conv3d under AMP four times slower), #163539 (wrong in bf16)
 MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to be asked for infinity
 
 
@@ -102,8 +105,21 @@ def use(name: str, where: str = "device") -> torch.device:
         keep_heap()
     if device.index is not None:
         torch.cuda.set_device(device)
+    if device.type == "cuda":
+        _warn_of_cudnn()
     raise_file_limit()
     return device
+
+
+def _warn_of_cudnn() -> None:
+    version = torch.backends.cudnn.version()  # of AMD's library a number of its own
+    if torch.version.hip is None and version is not None and version < CUDNN:
+        log.warning(
+            "cuDNN %d is older than %d (9.15.1): slow in 3d, and 9.8 to 9.10 compute large bf16 convolutions wrong; "
+            "install a newer torch, or nvidia-cudnn",
+            version,
+            CUDNN,
+        )
 
 
 def _device(name: str, where: str) -> torch.device:
@@ -120,10 +136,13 @@ def facts(device: torch.device, ranks: Ranks) -> dict[str, Any]:
     """The device and, where it is one, the GPUs of the job, for run.json: what CUDA sees in each rank; all of them ask.
 
     gpus : index as nvidia-smi counts, name, uuid and memory of each
+    cuda, cudnn, driver : versions, of the first rank
     """
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": gpus.driver()}
     found = gpus.visible() if device.type == "cuda" else []
     named = [{"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid, "bytes": gpu.total_bytes} for gpu in found]
-    return {"device": str(device), "gpus": ranks.collected(named)}
+    all_named = ranks.collected(named)
+    return {"device": str(device), "gpus": all_named, **(versions if device.type == "cuda" else {})}
 
 
 def set_deterministic(wanted: bool) -> None:
@@ -136,6 +155,17 @@ def set_deterministic(wanted: bool) -> None:
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads memory that it has not written
+
+
+@contextlib.contextmanager
+def tuned(wanted: bool) -> Iterator[None]:
+    """Let cuDNN try what is fastest for each shape that it meets in the block, if `wanted`; else all is as it was."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def raise_file_limit() -> None:

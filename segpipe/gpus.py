@@ -3,6 +3,7 @@
 CUDA reads CUDA_VISIBLE_DEVICES once, when it starts: whoever wants to choose a device must know them before.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LIBRARY = "libnvidia-ml.so.1"  # comes with the driver, as libcuda does
-TEXT_BYTES = 96  # of a name or UUID (nvml.h)
+TEXT_BYTES = 96  # of a name, UUID or version (nvml.h)
+SHARED, EXCLUSIVE, PROHIBITED = 0, (1, 3), 2  # nvmlComputeMode_t
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Gpu:
     parent : uuid of the GPU that an instance is a part of; of a whole GPU its own
     index : of the GPU, as nvidia-smi counts
     used_bytes : by all processes, at the moment of asking
+    mode : how many processes may compute on it, a compute mode
     """
 
     uuid: str
@@ -29,6 +32,17 @@ class Gpu:
     name: str
     total_bytes: int
     used_bytes: int
+    mode: int = SHARED
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether only one process at a time may compute on it, which an administrator has set."""
+        return self.mode in EXCLUSIVE
+
+    @property
+    def is_prohibited(self) -> bool:
+        """Whether nobody may compute on it, which an administrator has set."""
+        return self.mode == PROHIBITED
 
     def __str__(self) -> str:
         return f"GPU {self.index} ({self.name}, {self.total_bytes / 1e9:.3g} GB)"
@@ -42,7 +56,7 @@ class _Memory(ctypes.Structure):
 
 def jobs_at_a_time(device: str) -> int:
     """How many jobs may each have a GPU of this machine, by `runtime.device`. Off the GPU one, which has all cores."""
-    return max(1, len(visible())) if device in ("auto", "cuda") else 1
+    return max(1, sum(not gpu.is_prohibited for gpu in visible())) if device in ("auto", "cuda") else 1
 
 
 def visible() -> list[Gpu]:
@@ -74,14 +88,29 @@ def _named(word: str, found: list[Gpu]) -> list[Gpu]:
 
 def installed() -> list[Gpu]:
     """All devices of this machine, or of this job's part of it; none where there is no driver."""
+    with _nvml() as nvml:
+        return list(_listed(nvml)) if nvml else []
+
+
+def driver() -> str | None:
+    """The version of the driver."""
+    text = ctypes.create_string_buffer(TEXT_BYTES)
+    with _nvml() as nvml:
+        return text.value.decode() if nvml and nvml.nvmlSystemGetDriverVersion(text, TEXT_BYTES) == 0 else None
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[ctypes.CDLL | None]:
+    """The library; None where there is none, or no driver that runs."""
     try:
         nvml = ctypes.CDLL(LIBRARY)
     except OSError:
-        return []
-    if nvml.nvmlInit_v2() != 0:
-        return []
+        nvml = None
+    if nvml is None or nvml.nvmlInit_v2() != 0:
+        yield None
+        return
     try:
-        return list(_listed(nvml))
+        yield nvml
     finally:
         nvml.nvmlShutdown()
 
@@ -115,10 +144,11 @@ def _instances(nvml: ctypes.CDLL, gpu: ctypes.c_void_p) -> Iterator[ctypes.c_voi
 
 
 def _described(nvml: ctypes.CDLL, gpu: ctypes.c_void_p, parent: str, index: int) -> Gpu:
-    memory = _Memory()
+    memory, mode = _Memory(), ctypes.c_int(SHARED)
     nvml.nvmlDeviceGetMemoryInfo(gpu, ctypes.byref(memory))
+    nvml.nvmlDeviceGetComputeMode(gpu, ctypes.byref(mode))  # instances may have none
     uuid, name = _text(nvml.nvmlDeviceGetUUID, gpu), _text(nvml.nvmlDeviceGetName, gpu)
-    return Gpu(uuid, parent, index, name, memory.total, memory.total - memory.free)
+    return Gpu(uuid, parent, index, name, memory.total, memory.total - memory.free, mode.value)
 
 
 def _text(ask: "ctypes._NamedFuncPointer", gpu: ctypes.c_void_p) -> str:

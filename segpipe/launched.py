@@ -32,7 +32,11 @@ def n_ranks() -> int:
 
 
 def begin() -> None:
-    """In a rank, before anything is imported: see one GPU only, share the lock, and end when the launcher does."""
+    """Before anything is imported: number GPUs as nvidia-smi does, not by their speed, as CUDA would.
+
+    In a rank: see one GPU only, share the lock, and end when the launcher does.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if is_rank():
         _see_own_gpu()
         _end_with_launcher()

@@ -85,6 +85,18 @@ def candidates(n: int, number: int | None, asked: str = "runtime.num_gpus") -> l
     visible = gpus.visible()
     found = visible if number is None else visible[number : number + 1]
     found = found if n == 1 else [gpu for gpu in found if gpu.uuid == gpu.parent]
+    prohibited = [gpu for gpu in found if gpu.is_prohibited]
+    found = [gpu for gpu in found if not gpu.is_prohibited]
+    if prohibited and not found:
+        raise SegpipeError(
+            problem(
+                "nobody may compute on this GPU",
+                where=", ".join(map(str, prohibited)),
+                found="compute mode: prohibited",
+                expected="a GPU that jobs may use",
+                cure="name another device or cpu; or let the administrator set its mode (nvidia-smi -c DEFAULT)",
+            )
+        )
     if len(found) < n and n > 1 and visible:
         raise too_few(len(found), n, asked)
     return found

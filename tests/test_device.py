@@ -142,6 +142,22 @@ def test_fp16_needs_cuda():
         device.precision("fp16", torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("version", "hip", "warns"),
+    [(91002, None, True), (91501, None, False), (None, None, False), (30200, "6.4", False)],
+)
+def test_an_old_cudnn_is_warned_of(monkeypatch, caplog, version, hip, warns):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    device.use("cuda")
+    assert ("cuDNN 91002 is older than 91501" in caplog.text) == warns
+    caplog.clear()
+    device.use("cpu")
+    assert caplog.text == ""
+
+
 # ---- determinism -----------------------------------------------------------------------------------------------------
 
 

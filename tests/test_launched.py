@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
+from segpipe import launched
+
 LAUNCHER = """
 import os, subprocess, sys
 from pathlib import Path
@@ -28,6 +30,16 @@ print("holds", launched.holds(Path(".lock")), launched.holds(Path("other")), flu
 print("read", len(sys.stdin.read()) if sys.stdin else 0, flush=True)
 subprocess.run([sys.executable, "-c", "import glob, os; print(*map(os.path.realpath, glob.glob('/proc/self/fd/*')))"])
 """
+
+
+@pytest.mark.parametrize("wanted", [None, "FASTEST_FIRST"])
+def test_gpus_are_numbered_as_nvidia_smi_does(monkeypatch: pytest.MonkeyPatch, wanted: str | None) -> None:
+    """In every process, before CUDA starts; unless the user wants it otherwise."""
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", wanted or "")  # so that it comes back
+    if wanted is None:
+        del os.environ["CUDA_DEVICE_ORDER"]
+    launched.begin()
+    assert os.environ["CUDA_DEVICE_ORDER"] == (wanted or "PCI_BUS_ID")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

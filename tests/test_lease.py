@@ -220,6 +220,33 @@ def test_what_a_killed_job_may_still_give_back_is_waited_for():
     assert claims.choose(claim(), used, [], free_s=claims.LEAVING_S) == used
 
 
+EXCLUSIVE, PROHIBITED = 3, 2
+
+
+def test_an_exclusive_gpu_is_not_shared_and_a_prohibited_one_is_not_taken(pretended, start):
+    pretended(one("a", 80, mode=PROHIBITED), one("b", 80, mode=EXCLUSIVE))
+    assert gpus.jobs_at_a_time("auto") == 1
+    assert start().devices == [B]
+    second = start()
+    wait_until(lambda: second.waits)
+    pretended(one("a", 80, mode=PROHIBITED), one("b", 80))
+    assert second.devices == [B]
+
+
+def test_others_on_an_exclusive_gpu_leave_no_room():
+    used = Gpu("a", "a", 0, "T", int(80 * GB), int(20 * GB), mode=EXCLUSIVE)
+    assert claims.choose(claim(), [used, gpu("b", 80, 30)], [], free_s=0) == [gpu("b", 80, 30)]
+
+
+def test_a_gpu_that_nobody_may_use_is_refused_by_name(pretended):
+    pretended(one("a"), one("b", mode=PROHIBITED))
+    with pytest.raises(SegpipeError, match=r"nobody may compute on this GPU\n.*GPU 1 \(NVIDIA T, 24 GB\)\n"):
+        lease.candidates(1, 1)
+    assert [found.uuid for found in lease.candidates(1, 0)] == [A]
+    with pytest.raises(SegpipeError, match=r"found: +1 for this job\n"):
+        lease.candidates(2, None)
+
+
 def follow_each_other(spans):
     return all(end <= begin for (_, end), (begin, _) in itertools.pairwise(sorted(spans)))
 
@@ -412,7 +439,8 @@ def test_a_process_keeps_what_it_has(pretended):
     assert lease.take(2, 3 * GB) == first
     assert "(3 GB)" in str(lease._held.claim)
     named = {"index": 1, "name": "NVIDIA T", "uuid": B, "bytes": 24 * 10**9}
-    assert device.facts(torch.device("cuda"), ALONE) == {"device": "cuda", "gpus": [named]}
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "driver": "580.65.06"}
+    assert device.facts(torch.device("cuda"), ALONE) == {"device": "cuda", "gpus": [named], **versions}
     assert device.facts(torch.device("cpu"), ALONE) == {"device": "cpu", "gpus": []}
 
 

@@ -1,7 +1,8 @@
 """libnvidia-ml.so.1 of GPUs that are not there, as far as segpipe asks it: it says what $PRETENDED_GPUS does.
 
 That is a JSON file, read anew by each process and each time, with one object per GPU: uuid, name, total, used (bytes),
-instances (the same, of a divided one), forbidden (not this job's); or null: a driver that does not run.
+instances (the same, of a divided one), forbidden (not this job's), mode (who may
+compute); or null: a driver that does not run.
 """
 
 import ctypes
@@ -64,6 +65,15 @@ class Nvml:
         gpu = self._of(handle)
         memory._obj.total, memory._obj.used = gpu["total"], gpu["used"]
         memory._obj.free = gpu["total"] - gpu["used"]
+        return 0
+
+    def nvmlDeviceGetComputeMode(self, handle, mode):
+        gpu = self._of(handle)
+        mode._obj.value = gpu.get("mode", 0)
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, text, n_bytes):
+        text.value = b"580.65.06"
         return 0
 
     def nvmlDeviceGetUUID(self, handle, text, n_bytes):
