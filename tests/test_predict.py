@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,6 +45,28 @@ def test_a_model_holds_one_network_per_fold_ready_to_predict(trained):
         assert not network.training
         stored = checkpoint.load(path)["network"]
         assert all(torch.equal(value, stored[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_cudnn_looks_for_its_fastest_algorithms_unless_the_training_was_deterministic(
+    trained, monkeypatch, deterministic
+):
+    model = predict.load(models_of(trained), CPU, "raw")
+    model.content["settings"]["deterministic"] = deterministic
+    noted = []
+    monkeypatch.setattr(predict, "seen", lambda *_: noted.append(torch.backends.cudnn.benchmark))
+    monkeypatch.setattr(predict, "export", lambda *_: noted.append(torch.backends.cudnn.benchmark))
+    for before in (False, True):  # what a training in this process has set
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+        predict.run(model, SimpleNamespace(grid=None), params().validate_, [])
+        assert noted == [before or not deterministic] * 2
+        assert torch.backends.cudnn.benchmark == before
+        noted.clear()
+
+
+def test_a_network_in_training_is_executed_as_the_training_wants(monkeypatch):
+    model = predict.Model([], FOUR, planned([8, 8, 8]), None, CPU, torch.float32)
+    assert not model.may_tune
 
 
 def test_folds_of_different_trainings_are_refused(trained, tmp_path):

@@ -19,7 +19,7 @@ import segpipe as package
 from segpipe.data import image
 from segpipe.errors import SegpipeError
 from segpipe.evaluation.uncertainty import Disagreement
-from segpipe.inference import images, memory, predict, softmax_file, spill
+from segpipe.inference import images, memory, models, predict, softmax_file, spill
 from segpipe.inference.api import Predictor
 from segpipe.inference.postprocess import Rule
 from segpipe.inference.predict_cases import Written
@@ -480,9 +480,17 @@ def test_a_case_that_runs_out_of_memory_is_one_that_failed(predictor, folder, tm
         return original(*rest, **named)
 
     monkeypatch.setattr(predict, "run", second)
-    with pytest.raises(SegpipeError, match="b: "):
+    with pytest.raises(SegpipeError, match=r"memory is full\n +where: +b\n(.*\n)*.*cure: "):
         predictor.files(folder, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("another one")])
+def test_networks_that_the_memory_does_not_hold_are_told(monkeypatch, flat, error):
+    monkeypatch.setattr(models, "load", lambda *_: (_ for _ in ()).throw(error))
+    is_told = isinstance(error, torch.OutOfMemoryError)
+    with pytest.raises(SegpipeError if is_told else RuntimeError, match="device's memory" if is_told else "another"):
+        Predictor(flat)
 
 
 def test_a_case_larger_than_the_memory_is_refused_before_it_is_predicted(predictor, tmp_path, monkeypatch, counted):

@@ -365,6 +365,24 @@ def test_an_error_while_writing_a_case_stops_the_validation(prepared, trained, m
 
 
 @pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(
+    ("error", "said", "cure"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB"), "the device's memory is full", "nvidia-smi"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "the memory is full",
+            "a machine with more memory",
+        ),
+    ],
+)
+def test_a_validation_that_runs_out_of_memory_says_what_to_do(prepared, trained, monkeypatch, error, said, cure):
+    monkeypatch.setattr(predict, "run", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(SegpipeError, match=rf"{said}\n.*validation_final of 3d_fullres fold 0\n(.*\n)*.*{cure}"):
+        validate(prepared, trained, Path("fold_0/validation_final"))
+
+
+@pytest.mark.usefixtures("_here")
 def test_files_of_earlier_validations_do_not_stay(prepared, trained, validated):
     out = Path("fold_0/validation_final")
     shutil.copytree(validated, out)

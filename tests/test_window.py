@@ -147,6 +147,24 @@ def test_how_many_tiles_go_together_changes_nothing(monkeypatch, budget):
     assert torch.allclose(predict([network], image, (8, 8, 8), (0, 2)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("most", "at_once"), [(1, 1), (3, 2), (4, 4), (7, 4), (100, 16)])
+def test_the_networks_see_few_shapes(monkeypatch, most, at_once):
+    """cuDNN looks for the fastest algorithm of each."""
+    monkeypatch.setattr(tiles_module, "VOXELS_PER_FORWARD", {"cpu": 20 * 8**3})
+    seen = []
+
+    class Counting(Same):
+        def forward(self, x):
+            seen.append(len(x))
+            return x
+
+    for length in range(8, 80, 4):
+        tiles = Tiles([Counting()], 1, (8, 8, 8), False, (), 0.5, torch.float32, most=most)
+        sweep = Seen(tiles, torch.rand(1, length, 8, 8)).column(slice(0, 8), slice(0, 8))
+        sweep.planes(0, length, sweep.depth([(0, length)]))
+    assert {*seen} == {2**n for n in range(5) if 2**n <= at_once}
+
+
 # ---- 2d --------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from segpipe import device as devices
 from segpipe.data.image import Volume
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.inference import images as found_images
-from segpipe.inference import models, postprocess, predict_cases
+from segpipe.inference import memory, models, postprocess, predict_cases
 from segpipe.inference.case import Case, Predicted, predict_case
 from segpipe.inference.images import Images
 from segpipe.inference.predict_cases import Job, Written
@@ -68,7 +68,8 @@ class Predictor:
         paths = [path for of_folds in found.values() for path in of_folds.values()]
         wanted = chosen.configurations or models.counted(found)
         on = devices.use(str(chosen.device))
-        self.ensemble = models.load(paths, wanted, on, chosen.weights, self.way.precision)
+        with memory.told("the networks of all folds"):
+            self.ensemble = models.load(paths, wanted, on, chosen.weights, self.way.precision)
 
     def files(
         self, images: Paths, out: str | os.PathLike[str], written: Written | None = None, ranks: Ranks = ALONE

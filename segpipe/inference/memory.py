@@ -1,5 +1,7 @@
 """How much main memory a case takes while it is predicted, told before it is."""
 
+import contextlib
+from collections.abc import Iterator
 from math import prod
 
 import torch
@@ -58,6 +60,34 @@ def is_exhausted(error: BaseException | None) -> bool:
     """Whether an error says that memory, of the host or of a device, was not enough."""
     is_of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return isinstance(error, TooLarge | MemoryError | torch.OutOfMemoryError) or is_of_torch
+
+
+@contextlib.contextmanager
+def told(where: object) -> Iterator[None]:
+    """Raise SegpipeError where the memory does not hold what is done in the block."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SegpipeError) or not is_exhausted(error):
+            raise
+        raise exhausted(where, error) from error
+
+
+def exhausted(where: object, error: BaseException) -> SegpipeError:
+    """What to do about memory, of the host or of a device, that was not enough. where : what was predicted"""
+    of_device = isinstance(error, torch.OutOfMemoryError)
+    elsewhere = "predict on a GPU with more memory, or on the CPU (device cpu), which takes longer"
+    return SegpipeError(
+        problem(
+            "the device's memory is full" if of_device else "the memory is full",
+            where=where,
+            found=str(error).partition(". ")[0] or type(error).__name__,
+            expected="room for the networks, the image and a patch on its way through them",
+            cure=f"free the GPU of other processes (nvidia-smi lists them), or {elsewhere}"
+            if of_device
+            else "predict on a machine with more memory, or end what else runs on this one",
+        )
+    )
 
 
 def require(case: str, ensemble: Ensemble, volume: Volume, uncertainty: bool = False) -> None:

@@ -65,6 +65,14 @@ class Model:
     files: list[str] = field(default_factory=list)
     weights: str = "raw"
 
+    @property
+    def may_tune(self) -> bool:
+        """Whether cuDNN may choose by time: not for a training that wants the same bits twice.
+
+        One that is not from a file is in training, which has chosen.
+        """
+        return bool(self.content) and not self.content["settings"].get("deterministic", False)
+
     def mirror_axes(self, wanted: bool | list[int]) -> tuple[int, ...]:
         """The wanted axes that were mirrored while training, counted in the patch itself."""
         chosen = range(3) if wanted is True else wanted or ()
@@ -190,8 +198,9 @@ def segment(model: Model, prepared: Prepared, way: Way) -> NDArray[np.int16]:
 def run(model: Model, prepared: Prepared, way: Way, sinks: Sequence[Sink], apart: bool = False) -> None:
     """Predict a preprocessed case for some sinks; apart : as `seen` has it."""
     device.trim_heap()
-    source = seen(model, prepared, way, apart)
-    export(source, prepared.grid, sinks, model.device, device.buffer_bytes(model.device))
+    with device.tuned(model.may_tune):
+        source = seen(model, prepared, way, apart)
+        export(source, prepared.grid, sinks, model.device, device.buffer_bytes(model.device))
     device.trim_heap()
 
 

@@ -256,6 +256,8 @@ class _Run:
             return
         if not (isinstance(error, SegpipeError | OSError) or memory.is_exhausted(error)):
             raise error
+        if memory.is_exhausted(error) and not isinstance(error, SegpipeError):
+            error = memory.exhausted(name, error)
         said = str(error) if isinstance(error, SegpipeError) else f"{name}: {type(error).__name__}: {error}"
         log.error("%s is left out: %s", name, said)
         self.problems[name] = said

@@ -55,7 +55,8 @@ def predict_dataset(
         on = device.start(params.runtime, memory.gpu_bytes(params))
         shares = dict(zip(counted, params.ensemble.of(counted), strict=True))
         needed = models.needed(paths, counted)
-        ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)
+        with memory.told("the networks of all folds"):
+            ensemble = models.load(needed, counted, on, settings.weights, settings.precision, shares)
         written = _written(cases, counted, params, learnt)
         job = Job(ensemble, cases, settings, written, state)
         way = job.identity()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from math import ceil, prod
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ SIGMA = 1 / 8  # of the patch edge
 VOXELS_PER_FORWARD = {"cpu": 2**18, "cuda": 2**23, "mps": 2**21}  # tiles and flips go through the network together
 VALUES_PER_FORWARD = {"cpu": 2**27, "cuda": 2**30, "mps": 2**28}  # of the logits of those tiles
 
+T = TypeVar("T")
 Flip = tuple[int, ...]
 
 
@@ -88,11 +90,11 @@ class Tiles:
         return [tile_starts(max(size, edge), edge, self.step_size) for size, edge in edges]
 
     def at_once(self, device: str) -> int:
-        """How many tiles and flips go through the networks together."""
+        """How many tiles and flips go through the networks together: a power of two, as in `in_few_sizes`."""
         voxels = prod(self.patch)
         by_values = VALUES_PER_FORWARD[device] // (voxels * self.n_heads * len(self.networks))
         fast = min(VOXELS_PER_FORWARD[device] // voxels, by_values)
-        return max(1, fast if self.most is None else min(fast, self.most))
+        return 2 ** (max(1, fast if self.most is None else min(fast, self.most)).bit_length() - 1)
 
     @torch.inference_mode()
     def forward(self, inputs: Tensor) -> Tensor:
@@ -102,6 +104,14 @@ class Tiles:
             outputs = (network(inputs).float() for network in self.networks)
             logits = torch.cat([*outputs], 1) if self.apart else _mean(outputs)
         return logits.unsqueeze(2) if self.flat else logits
+
+
+def in_few_sizes(group: list[T]) -> Iterator[list[T]]:
+    """Parts of a group, whose lengths are powers of two: for each new shape cuDNN tries its algorithms."""
+    while group:
+        n = 2 ** (len(group).bit_length() - 1)
+        yield group[:n]
+        group = group[n:]
 
 
 def _mean(outputs: Iterator[Tensor]) -> Tensor:

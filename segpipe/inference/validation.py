@@ -85,7 +85,7 @@ def validate(
     fold = splits.read(splits_path, fold_name)
     state = _state(out)
     title = f"{out.name} of {store.configuration} fold {fold_name}"
-    with ranks.exclusive(lock(out), title) as report:
+    with memory.told(title), ranks.exclusive(lock(out), title) as report:
         on = device.start(params.runtime, memory.gpu_bytes(params))
         model = predict.load([model_path], on, params.validate_.weights, params.validate_.precision)
         identity = digest.of([*model.files, store.digest, fold["val"], how(params)])

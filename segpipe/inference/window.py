@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from segpipe.inference.tiles import Flip, Tiles, importance, profile
+from segpipe.inference.tiles import Flip, Tiles, importance, in_few_sizes, profile
 
 VALUES_AT_ONCE = 2**24  # logits that are weighted together: their copy stays small
 
@@ -121,7 +121,7 @@ class Sweep:
                 if alone or not groups or len(groups[-1]) == at_once or self.seen.is_uniform(groups[-1][0][0]):
                     groups.append([])
                 groups[-1].append((tile, flip))
-        return groups
+        return [part for group in groups for part in in_few_sizes(group)]
 
     def depth(self, needs: Sequence[tuple[int, int]]) -> int:
         """Planes that the buffer must hold so that these ranges can be asked for, one after the other."""
