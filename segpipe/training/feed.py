@@ -129,8 +129,7 @@ class Feed:
         if drawn:
             images, maps = augment.apply(images, maps, drawn, self.geometry, self.store.planned.use_mask_for_norm)
         if maps.shape[1] > 1:
-            masks = [self._previous(one[1], s.rng if s.drawn else None) for one, s in zip(maps, samples, strict=True)]
-            images = torch.cat([images, torch.stack(masks)], 1)
+            images = torch.cat([images, self._previous(maps[:, 1], samples)], 1)
         return images, maps
 
     def _sample(self, stream: int, step: int, number: int, n_in_step: int) -> "_Sample":
@@ -146,11 +145,14 @@ class Feed:
         box = draw_box(rng, case, reach, margin, force)
         return _Sample(name, box, augment.draw(rng, len(case.image), self.geometry) if is_augmented else None, rng)
 
-    def _previous(self, segmented: torch.Tensor, rng: np.random.Generator | None) -> torch.Tensor:
-        """A mask per class of what the stage before segmented in a patch; made worse where there is a generator."""
-        values = range(1, self.store.cases.labels.n_values)
-        masks = torch.stack([segmented == value for value in values]).float()
-        return masks if rng is None else previous.apply(masks, previous.draw(rng, len(masks)))
+    def _previous(self, segmented: torch.Tensor, samples: list["_Sample"]) -> torch.Tensor:
+        """A mask per class of what the stage before segmented in each patch; made worse where that is augmented."""
+        values = torch.arange(1, self.store.cases.labels.n_values, dtype=torch.int16, device=segmented.device)
+        masks = (segmented[:, None] == values.view(-1, 1, 1, 1)).float()
+        for own, sample in zip(masks, samples, strict=True):
+            if sample.drawn is not None:
+                own.copy_(previous.apply(own, previous.draw(sample.rng, len(own))))
+        return masks
 
     @cached_property
     def _known_of(self) -> dict[str, torch.Tensor] | None:
