@@ -1,8 +1,8 @@
 """libnvidia-ml.so.1 of GPUs that are not there, as far as segpipe asks it: it says what $PRETENDED_GPUS does.
 
 That is a JSON file, read anew by each process and each time, with one object per GPU: uuid, name, total, used (bytes),
-instances (the same, of a divided one), forbidden (not this job's), mode (who may
-compute); or null: a driver that does not run.
+instances (the same, of a divided one), forbidden (not this job's), mode (as nvmlComputeMode_t); or null: a driver that
+does not run.
 """
 
 import ctypes
