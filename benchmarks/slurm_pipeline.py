@@ -3,7 +3,7 @@
     make slurm                                      # the plugin, into .venv
     .ci/slurm_single_node.sh run .venv/bin/python benchmarks/slurm_pipeline.py
 
-Two configurations, two folds, tiny trainings; a validation is cancelled, the node reboots under another one, the
+Two configurations, two folds, tiny trainings; a validation is cancelled, the node reboots under one, the
 prediction of imagesTs is cancelled. Needs root, as slurm_resume.py does. Prints a table of what was done, one of what
 each rule asked Slurm for, and which published files differ; exits with 1 where one does.
 """
