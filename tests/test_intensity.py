@@ -75,6 +75,18 @@ def test_blur_is_a_gaussian_that_keeps_the_sum(sigma):
     assert int((blurred[0, 7, 7] > 0).sum()) == {0.5: 3, 0.66: 5, 0.67: 5, 0.75: 5, 0.99: 7}[sigma]
 
 
+def test_channels_are_blurred_by_as_many_taps_as_each_has():
+    image, sigmas = torch.zeros(3, 15, 15, 15), [np.full(3, 0.99), np.array([0.5, 0.99, 0.66]), np.array([0.5, 0.7])]
+    image[:, 7, 7, 7] = 1
+    together = on_device("blur", image, sigmas)
+    assert torch.allclose(together, on_host("blur", image, sigmas), atol=1e-7)
+    assert [[int((one.sum(axes) > 0).sum()) for axes in ((1, 2), (0, 2), (0, 1))] for one in together] == [
+        [7, 7, 7],
+        [3, 7, 5],
+        [1, 3, 5],
+    ]
+
+
 @pytest.mark.parametrize("invert", [False, True])
 @pytest.mark.parametrize("gammas", [[0.7, 1.5], [1.0, 0.9]])
 def test_gamma_keeps_mean_and_deviation(invert, gammas):
