@@ -55,13 +55,19 @@ def choose(claim: Claim, devices: Sequence[Gpu], others: Sequence[Claim], free_s
     before = {uuid for one in others if not one.taken and one.since_ns < claim.since_ns for uuid in one.wanted}
     free = [gpu for gpu in devices if gpu.uuid not in before]
     costs = {gpu.uuid: promised(gpu, others) for gpu in devices}
-    empty = sorted((gpu for gpu in free if not costs[gpu.uuid]), key=lambda gpu: not is_idle(gpu))
+    empty = sorted((gpu for gpu in free if not costs[gpu.uuid]), key=_in_use)
     roomy = [gpu for gpu in empty if is_idle(gpu) or fits(claim, gpu, gpu.used_bytes)]
     shared = [gpu for gpu in free if costs[gpu.uuid] and fits(claim, gpu, max(costs[gpu.uuid], gpu.used_bytes))]
     usable = [*roomy, *sorted(shared, key=lambda gpu: costs[gpu.uuid] - gpu.total_bytes)]
     if len(usable) < claim.n and not any(costs.values()) and free_s >= LEAVING_S:
-        usable = sorted(empty, key=lambda gpu: gpu.used_bytes - gpu.total_bytes)
+        taken_anyway = (gpu for gpu in empty if is_idle(gpu) or not gpu.is_exclusive)
+        usable = sorted(taken_anyway, key=lambda gpu: gpu.used_bytes - gpu.total_bytes)
     return usable[: claim.n] if len(usable) >= claim.n else []
+
+
+def _in_use(gpu: Gpu) -> tuple[bool, int]:
+    """The order of devices without a job; an exclusive one refuses whoever comes beside the smallest process."""
+    return not is_idle(gpu), gpu.used_bytes if gpu.is_exclusive else 0
 
 
 def is_idle(gpu: Gpu) -> bool:

@@ -37,10 +37,19 @@ def begin() -> None:
     In a rank: see one GPU only, share the lock, and end when the launcher does.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    _fill_input()
     if is_rank():
         _see_own_gpu()
         _end_with_launcher()
         _keep_lock()
+
+
+def _fill_input() -> None:
+    """Where standard input is closed, its number would go to the next file that is opened, which `hand_down` closes."""
+    try:
+        os.fstat(STDIN)
+    except OSError:
+        os.open(os.devnull, os.O_RDONLY)
 
 
 def hand_down(lock: int) -> None:

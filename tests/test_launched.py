@@ -42,6 +42,24 @@ def test_gpus_are_numbered_as_nvidia_smi_does(monkeypatch: pytest.MonkeyPatch, w
     assert os.environ["CUDA_DEVICE_ORDER"] == (wanted or "PCI_BUS_ID")
 
 
+LOGGING = """
+from pathlib import Path
+from segpipe import digest, launched
+launched.begin()
+log = open("log", "w")  # the first file that is opened has the lowest number
+with digest.locked(Path(".lock"), "a launcher") as lock:
+    launched.hand_down(lock)
+    print("went to the log", file=log, flush=True)
+"""
+
+
+def test_a_log_is_not_closed_for_the_lock_where_there_is_no_input(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    subprocess.run([sys.executable, "-c", LOGGING], cwd=tmp_path, env=env, preexec_fn=lambda: os.close(0), check=True)
+    assert (tmp_path / "log").read_text() == "went to the log\n"
+    assert "a launcher" in (tmp_path / ".lock").read_text()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("does", ["hands it down", "keeps it"])

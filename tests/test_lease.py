@@ -238,6 +238,15 @@ def test_others_on_an_exclusive_gpu_leave_no_room():
     assert claims.choose(claim(), [used, gpu("b", 80, 30)], [], free_s=0) == [gpu("b", 80, 30)]
 
 
+def test_an_exclusive_gpu_with_anybody_on_it_is_the_last_one_and_never_taken_by_force():
+    small, full, free = (
+        Gpu(name, name, 0, "T", int(80 * GB), int(used * GB), mode=EXCLUSIVE)
+        for name, used in (("a", 7), ("b", 40), ("c", 0))
+    )
+    assert claims.choose(claim(), [small, full, free], [], free_s=0) == [free]
+    assert claims.choose(claim(), [full], [], free_s=claims.LEAVING_S) == []
+
+
 def test_a_gpu_that_nobody_may_use_is_refused_by_name(pretended):
     pretended(one("a"), one("b", mode=PROHIBITED))
     with pytest.raises(SegpipeError, match=r"nobody may compute on this GPU\n.*GPU 1 \(NVIDIA T, 24 GB\)\n"):
@@ -621,10 +630,10 @@ def test_ranks_on_a_device_that_is_absent_are_refused_before_anything_is_taken(m
     assert not list(tmp_path.iterdir())
 
 
-def test_mps_is_one_device(taken, monkeypatch):
+def test_mps_is_one_device(taken, monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "_Requests", list)
     with pytest.raises(SegpipeError, match="one such device"):
-        launch.ranks(NOTHING, 2, "mps")
+        launch.ranks(NOTHING, 2, "mps", lock=tmp_path / ".lock")
 
 
 @pytest.fixture

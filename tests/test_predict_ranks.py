@@ -184,14 +184,14 @@ def test_what_cannot_be_shared_is_a_wrong_call(tmp_path, capsys, monkeypatch, op
 
 
 def test_a_call_that_waits_for_another_one_has_no_gpu_yet(tmp_path, monkeypatch):
-    """And one that has never been here makes no folder before its ranks know that they will need it."""
+    """The first one into a folder too, or two calls could have what the other waits for."""
     asked = []
-    monkeypatch.setattr(launch, "ranks", lambda *rest, lock, named: asked.append(lock))
+    monkeypatch.setattr(launch, "ranks", lambda command, n, device, lock, named: asked.append(lock))
     for _ in range(2):
         segpipe("predict", "--model", tmp_path, "-i", IMAGES, "-o", tmp_path / "out", "--num-gpus", 2)
         (tmp_path / "out/.segpipe").mkdir(parents=True, exist_ok=True)
         (tmp_path / "out/.segpipe/.lock").touch()
-    assert asked == [None, tmp_path / "out/.segpipe/.lock"]
+    assert asked == [tmp_path / "out/.segpipe/.lock"] * 2
 
 
 def test_a_rank_is_told_so_before_anything_else(monkeypatch):

@@ -186,7 +186,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nsd-tolerance-mm", type=types.positive, metavar="MM", help="default: evaluate.nsd_tolerance_mm"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="cases at once; default: as many as cores")
+    parser.add_argument("--threads", type=int, metavar="N", help="cases at once; default: OMP_NUM_THREADS, or cores")
     _add_params(parser)
 
 

@@ -34,16 +34,15 @@ def ranks(
     command: Sequence[str],
     n: int,
     device: str,
+    lock: Path,
     threads: int | None = None,
-    lock: Path | None = None,
     named: tuple[str, str] = SETTINGS,
 ) -> None:
     """Run a command as `n` ranks, each on a GPU of its own, and end as they end.
 
     command : what stands behind `python`
+    lock : of what the ranks write. Who waits for it has no GPU yet: its holder may wait for one
     threads : of all ranks together; None: those that OMP_NUM_THREADS says, or one per core
-    lock : of what the ranks write, unless the first of them takes it. Who waits for it has no GPU yet: its holder may
-        wait for one
     named : what the user calls number and device, for messages
     Exits as the rank that failed first; after a signal, which all ranks get, with 128 + the first one's number.
     Raises SegpipeError where there are fewer GPUs.
@@ -52,9 +51,8 @@ def ranks(
 
     requests = _Requests()
     _require_gpus(n, device, named)
-    with contextlib.nullcontext() if lock is None else digest.locked(lock, f"{n} ranks that begin") as held:
-        if held is not None:
-            launched.hand_down(held)
+    with digest.locked(lock, f"{n} ranks that begin") as held:
+        launched.hand_down(held)
         devices.reserve(device, float("inf"), n)  # shared with no other job
         _run(command, n, threads, requests)
 

@@ -1,7 +1,9 @@
 """`segpipe predict --model MODEL -i IMAGES -o FOLDER`."""
 
 import argparse
+import contextlib
 from dataclasses import fields
+from pathlib import Path
 
 from segpipe import launched
 from segpipe.cli import launch
@@ -30,6 +32,20 @@ def run(args: argparse.Namespace) -> None:
 def _in_ranks(args: argparse.Namespace) -> None:
     """The same call in several processes."""
     again = ["-P", "-m", "segpipe.cli.main", *args.words]
-    before = lock(args.out)
-    held = before if before.exists() else None  # of an earlier call: for a wrong one no folder is made
-    launch.ranks(again, args.num_gpus, args.device, lock=held, named=("--num-gpus", "--device"))
+    is_new = not args.out.exists()
+    try:
+        launch.ranks(again, args.num_gpus, args.device, lock(args.out), named=("--num-gpus", "--device"))
+    except SystemExit as end:
+        if is_new and end.code == launch.BAD_INPUT:
+            _remove_if_empty(args.out)
+        raise
+
+
+def _remove_if_empty(out: Path) -> None:
+    """Of a wrong call no folder is left. Who waits for the lock meanwhile makes it anew (`launched.holds`)."""
+    own = lock(out)
+    if {*out.rglob("*")} == {own, own.parent}:
+        own.unlink()
+        for folder in (own.parent, out):
+            with contextlib.suppress(OSError):
+                folder.rmdir()

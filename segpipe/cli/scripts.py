@@ -41,7 +41,7 @@ def run(
         _agree(args, params)
         if before_ranks and params.runtime.num_gpus > 1 and not launched.is_rank():
             runtime = params.runtime
-            launch.ranks(sys.argv, runtime.num_gpus, runtime.device, runtime.threads, before_ranks(args, params))
+            launch.ranks(sys.argv, runtime.num_gpus, runtime.device, before_ranks(args, params), runtime.threads)
         else:
             function(args, params)
 

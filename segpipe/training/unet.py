@@ -26,7 +26,9 @@ class _AnyLayout:
         return ((x.float() - mean) * scale + self.bias.view(shape)).to(x.dtype)  # type: ignore[attr-defined]
 
     def flat(self, x: Tensor) -> Tensor:
-        """Of a contiguous (B, C, ...), as torch computes it: (1, B C, ...)."""
+        """Of a contiguous (B, C, ...), as torch computes it: (1, B C, ...). Raises ValueError for maps of one voxel."""
+        if x[0, 0].numel() == 1:
+            raise ValueError(f"a feature map of one voxel, {tuple(x.shape)}, whose norm is 0: use a larger patch")
         scale, shift = self.weight.repeat(len(x)), self.bias.repeat(len(x))  # type: ignore[attr-defined]
         samples = x.reshape(1, -1, *x.shape[2:])
         return torch.batch_norm(samples, scale, shift, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)  # type: ignore[attr-defined]
