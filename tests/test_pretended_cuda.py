@@ -16,7 +16,10 @@ import torch
 from conftest import REPO, Project, environment, tiny_params
 from pretended_cuda import pretended
 
-pytestmark = pytest.mark.skipif(pretended.compiler() is None, reason="compiling the device needs a C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(pretended.compiler() is None, reason="compiling the device needs a C++ compiler"),
+    pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has a CUDA of its own (test_cuda.py)"),
+]
 
 SEGPIPE = Path(sys.executable).with_name("segpipe")
 
