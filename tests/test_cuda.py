@@ -132,7 +132,11 @@ def test_memory_holds_the_cases_once_and_does_not_grow():
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     one = training(
-        runtime__device="cuda", runtime__compile="never", train__iterations_per_epoch=60, train__precision="bf16"
+        planned([16, 16, 16]),
+        runtime__device="cuda",
+        runtime__compile="never",
+        train__iterations_per_epoch=60,
+        train__precision="bf16",
     )
     held = one.feed.held
     assert held.choice.tier == "device"
