@@ -17,12 +17,10 @@ import yaml
 from volumes import REPO
 
 sys.path.insert(0, str(REPO / "benchmarks"))
-import slurm_pipeline
 import slurm_resume
 
 FOLDS, EPOCHS, ITERATIONS = [0, 1], 40, 150  # a minute on an idle machine: all that happens has to find them at work
 PATIENCE_S = 900
-SUMMARY = "results/fold_0/summary.json"
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -100,7 +98,6 @@ def test_cancelled_preempted_and_out_of_time_folds_have_the_weights_of_undisturb
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     for folder in (disturbed, undisturbed):
         slurm_resume.write_params(folder, FOLDS, EPOCHS, ITERATIONS)
-        slurm_pipeline.change(folder, slurm_pipeline.MANY_VALIDATED)
     run = slurm_resume.Disturbed(disturbed, FOLDS, EPOCHS)
     try:
         run.preempt()
@@ -115,17 +112,3 @@ def test_cancelled_preempted_and_out_of_time_folds_have_the_weights_of_undisturb
     main = slurm_resume.snakemake(undisturbed, *slurm_resume.ALONE, "--", *slurm_resume.targets(FOLDS))
     assert main.wait(PATIENCE_S) == 0
     assert slurm_resume.differing(undisturbed, disturbed, FOLDS) == []
-    _a_cancelled_validation_goes_on(disturbed, undisturbed)
-
-
-def _a_cancelled_validation_goes_on(disturbed: Path, undisturbed: Path) -> None:
-    """The rules after the trainings, in the same folders: trainings are what takes the time of this test."""
-    run = slurm_pipeline.Disturbed(disturbed, SUMMARY)
-    try:
-        run.cancel("validate")
-        status = run.main.wait(PATIENCE_S)
-    finally:
-        run.main.kill()
-    assert status == 0, (disturbed / "snakemake.txt").read_text()
-    assert slurm_resume.snakemake(undisturbed, *slurm_resume.ALONE, "--", SUMMARY).wait(PATIENCE_S) == 0
-    assert slurm_pipeline.differing(undisturbed, disturbed) == []
