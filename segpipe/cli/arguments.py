@@ -202,8 +202,16 @@ def export_nnunet(parser: argparse.ArgumentParser) -> None:
     """`segpipe export-nnunet MODEL --out FOLDER`."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="results/ of a pipeline, or an imported model")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for nnU-Net's")
-    parser.add_argument("--configurations", type=types.comma_separated, help="2d,3d_fullres; default: all")
-    parser.add_argument("--folds", type=types.comma_separated, help="0,1; default: all")
+    _add_members(parser)
+    _add_checkpoint(parser)
+    _add_weights(parser)
+
+
+def export_onnx(parser: argparse.ArgumentParser) -> None:
+    """`segpipe export-onnx MODEL --out FOLDER`."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="results/ of a pipeline, or an imported model")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder for the .onnx files")
+    _add_members(parser)
     _add_checkpoint(parser)
     _add_weights(parser)
 
@@ -238,6 +246,11 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--params", type=Path, metavar="FILE", help="settings; default: params.yaml, here or of segpipe"
     )
+
+
+def _add_members(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--configurations", type=types.comma_separated, help="2d,3d_fullres; default: all")
+    parser.add_argument("--folds", type=types.comma_separated, help="0,1; default: all")
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": "score segmentations against references",
     "import-nnunet": "turn models that nnU-Net trained into one of segpipe",
     "export-nnunet": "write a model as folders that nnU-Net predicts with",
+    "export-onnx": "write networks as ONNX, with a description of all that is done around them",
     "export-nnunet-predictions": "write probabilities as nnU-Net's own ensemble command reads them",
     "export-nnunet-preprocessed": "write the preprocessed cases as nnU-Net itself trains on them",
 }
