@@ -39,6 +39,8 @@ class SegmentationLoss:
         self.settings, self.labels, self.batch_dice = settings, labels, batch_dice
         self.custom = None if settings.custom is None else plugins.load(settings.custom, "train.loss.custom")
         self.class_weights = _class_weights(settings.class_weights, labels)
+        # here, not where it is used: the lock of a property that is cached then ends a compiled graph (Python 3.11)
+        self.first_region = len(labels.heads) - len(labels.foreground)
         self.joint = batch_dice and settings.region_weight > 0 and self.custom is None
 
     def n_outputs(self, n_stages: int) -> int:
@@ -139,7 +141,7 @@ class SegmentationLoss:
 
     def _region_sums(self, log_p: Tensor, aim: Target) -> Tensor:
         """(3, B, foreground classes): overlap, probability mass and reference voxels, of what is annotated."""
-        first = len(self.labels.heads) - len(self.labels.foreground)
+        first = self.first_region
         probability, reference = log_p[:, first:].exp(), aim.reference[:, first:]
         if aim.inside is not None:
             probability, reference = probability * aim.inside[:, None], reference * aim.inside[:, None]
