@@ -112,14 +112,15 @@ def test_instance_norm_in_any_layout_is_torchs(shape, dtype):
     assert result.stride() == last.stride()
     tolerance = 1e-5 if dtype == torch.float32 else 0.04
     assert torch.allclose(result.float(), torchs(x.float()), atol=tolerance)
-    assert torch.equal(own(x), torchs(x))
+    # in float32 by another kernel of torch's than its module takes
+    assert torch.allclose(own(x), torchs(x), rtol=0, atol=1e-5 if dtype == torch.float32 else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("nonlinear", [True, False])
 @pytest.mark.parametrize("n_axes", [2, 3])
 def test_a_block_is_its_parts_without_copies(n_axes, nonlinear, dtype):
-    """The bits of torch's modules one after the other, whose work in place autograd would copy the map for."""
+    """What torch's modules give one after the other, whose work in place autograd would copy the map for."""
     torch.manual_seed(0)
     block = ConvBlock(3, 4, [3] * n_axes, [1] * n_axes, nonlinear=nonlinear)
     norm = (nn.InstanceNorm3d if n_axes == 3 else nn.InstanceNorm2d)(4, eps=1e-5, affine=True)
@@ -133,10 +134,11 @@ def test_a_block_is_its_parts_without_copies(n_axes, nonlinear, dtype):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             results.append(module(x))
         results[-1].float().square().mean().backward()
-    assert torch.equal(*results)
+    tolerance = 1e-5 if dtype == torch.float32 else 0  # in bf16 the same bits
+    assert torch.allclose(*results, rtol=tolerance, atol=tolerance)
     assert results[0].dtype == dtype
     gradients = [[parameter.grad for parameter in module.parameters()] for module in (block, parts)]
-    assert all(map(torch.equal, *gradients))
+    assert all(torch.allclose(*pair, rtol=tolerance, atol=tolerance) for pair in zip(*gradients, strict=True))
     assert "CopySlices" not in str(graph_of(results[0]))
 
 

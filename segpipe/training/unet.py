@@ -31,6 +31,9 @@ class _AnyLayout:
             raise ValueError(f"a feature map of one voxel, {tuple(x.shape)}, whose norm is 0: use a larger patch")
         scale, shift = self.weight.repeat(len(x)), self.bias.repeat(len(x))  # type: ignore[attr-defined]
         samples = x.reshape(1, -1, *x.shape[2:])
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            # there in a quarter of batch_norm's time, forth and back in half of it; in bf16 neither is faster
+            return torch.group_norm(samples, samples.shape[1], scale, shift, self.eps)  # type: ignore[attr-defined]
         return torch.batch_norm(samples, scale, shift, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)  # type: ignore[attr-defined]
 
 

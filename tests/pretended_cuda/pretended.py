@@ -62,8 +62,21 @@ def install() -> None:
     torch._C._cuda_getDevice = lambda: 0  # type: ignore[attr-defined]
     torch._C._cuda_getCurrentRawStream = lambda device: 0  # type: ignore[attr-defined]
     torch.backends.cuda.is_built = lambda: True  # type: ignore[assignment]
+    torch.batch_norm = _norm(torch.batch_norm)  # type: ignore[assignment]
     torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[assignment,method-assign]
     torch.serialization.register_package(5, lambda storage: None, _restored)
+
+
+def _norm(batch_norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """As the CPU computes the norm of single channels in float32, so that both come to the same bits."""
+
+    def norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if x.is_cuda and x.dtype == torch.float32 and len(x) == 1:
+            *_, eps, _ = rest
+            return torch.group_norm(x, x.shape[1], scale, shift, eps)
+        return batch_norm(x, scale, shift, *rest)
+
+    return norm
 
 
 def _of_cuda() -> dict[str, Any]:
