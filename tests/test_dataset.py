@@ -232,42 +232,13 @@ def test_a_list_of_letters_is_no_list_of_files(tmp_path: Path) -> None:
     assert "the lists of files are malformed" in refusal(tmp_path)
 
 
-# the files that the check reads
-
-
-def test_files_of_the_folders(tmp_path: Path) -> None:
-    nnunet_dataset(tmp_path, n_train=1, n_test=1)
-    (tmp_path / "imagesTr/.hidden.nii.gz").touch()
-    (tmp_path / "labelsTr/notes.txt").touch()
-    (tmp_path / "cases.tsv").touch()
-    (tmp_path / "README").touch()
-    expected = ["dataset.json", "cases.tsv", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr/notes.txt"]
-    assert dataset.files(tmp_path) == [tmp_path / name for name in [*expected, "imagesTs/t0_0000.nii.gz"]]
-
-
-def test_files_that_are_listed(listed: Path, tmp_path: Path) -> None:
-    (tmp_path / "scans/two.nii.gz").unlink()  # the check misses it; Snakemake would say less
-    nifti(listed / "imagesTr/not_listed_0000.nii.gz", image_array())
-    found = {file.resolve() for file in dataset.files(listed)}
-    inside = ["dataset.json", "near/image.nii.gz", "near/mask.nii.gz", "imagesTs/t0_0000.nii.gz"]
-    assert found == {
-        *(listed / name for name in [*inside, "imagesTs/t0_0001.nii.gz"]),
-        *(tmp_path / "scans" / name for name in ("one.nii.gz", "mask.nii.gz")),
-    }
-
-
-def test_files_of_a_malformed_description(tmp_path: Path) -> None:
-    nnunet_dataset(tmp_path)
-    (tmp_path / "dataset.json").write_text("{")
-    assert dataset.files(tmp_path) == [tmp_path / "dataset.json"]
-    assert not dataset.has_test_cases(tmp_path)
-
-
 def test_test_cases_in_both_layouts(tmp_path: Path) -> None:
     assert dataset.has_test_cases(nnunet_dataset(tmp_path / "with"))
     assert not dataset.has_test_cases(nnunet_dataset(tmp_path / "without", n_test=0))
     assert dataset.has_test_cases(decathlon(tmp_path / "Task01"))
     assert not dataset.has_test_cases(decathlon(tmp_path / "Task02", test=[]))
+    (tmp_path / "with/dataset.json").write_text("{")
+    assert not dataset.has_test_cases(tmp_path / "with")  # the check explains it
 
 
 def test_files_that_belong_to_an_image_are_no_cases(tmp_path: Path) -> None:
@@ -278,7 +249,6 @@ def test_files_that_belong_to_an_image_are_no_cases(tmp_path: Path) -> None:
     found = dataset.describe(tmp_path).training
     assert found["a"] == CaseFiles(("imagesTr/a_0000.tif",), "labelsTr/a.tif")
     assert list(found) == ["a", "b.json"]  # to which no image belongs
-    assert tmp_path / "imagesTr/a.json" in dataset.files(tmp_path)
 
 
 def test_a_series_of_slices_is_a_folder(tmp_path: Path) -> None:

@@ -128,8 +128,18 @@ def test_a_dataset_of_ones_own_is_listed_not_generated(finished: Project, fresh:
     (raw / "imagesTr/._hidden_0000.nii.gz").touch()
     fresh.set("dataset", "elsewhere/Dataset007_Own")
     assert "phantoms" not in fresh.planned()
-    fresh.snakemake("data/preprocessed/Dataset007_Own/splits.json")
-    assert fresh.planned("data/preprocessed/Dataset007_Own/splits.json") == {}
+    splits = "data/preprocessed/Dataset007_Own/splits.json"
+    fresh.snakemake(splits)
+    for path in (raw / "imagesTr").iterdir():
+        path.touch()
+    assert fresh.planned(splits) == {}  # newer files, the same contents
+    label = raw / "labelsTr/phantom_000.nii.gz"
+    date_ns = label.stat().st_mtime_ns
+    label.write_bytes((raw / "labelsTr/phantom_001.nii.gz").read_bytes())
+    os.utime(label, ns=(date_ns - 10**12, date_ns - 10**12))
+    said = fresh.snakemake("--dry-run", splits)
+    assert "not as the check read them: labelsTr/phantom_000.nii.gz; 1 in all" in said
+    assert fresh.planned(splits) == {"check": 1, "splits": 1}  # another content, an older file
 
 
 def test_the_run_wrote_what_it_promises(finished: Project) -> None:

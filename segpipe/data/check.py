@@ -1,6 +1,7 @@
 """Integrity of the raw dataset: every file is read once, every problem is reported at once, before any computation.
 
-The only rule that lists raw files. What it writes, cases.json, names them with their digests; later rules depend on it.
+The only rule that reads all raw files. What it writes, cases.json, names them with their digests; later rules depend on
+it. Whether they are still the same, raw_files.py says.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from segpipe.data import (
     check_warnings,
     dataset,
     image,
+    raw_files,
 )
 from segpipe.data.case_table import Row
 from segpipe.data.check_report import Checked, Report
@@ -44,6 +46,7 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
     shape or geometry mismatch between images and label, unknown label values, wrong channel count, fewer cases than
     folds. What is only suspicious is a warning.
     """
+    before = raw_files.dates(root)
     report = inspect(root, settings, n_folds)
     raise_problems(report)
     description = report.description
@@ -61,6 +64,7 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
             "test": {one.case: one.entry for one in report.cases if not one.training},
         },
     )
+    raw_files.record(root, out, before)
     log.info("%s", check_report.table(report))
 
 

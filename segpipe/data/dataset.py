@@ -1,6 +1,5 @@
 """Which cases a dataset folder has: nnU-Net's raw layout, its lists of files, and Decathlon task folders."""
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,8 +10,6 @@ from typing import Any
 from segpipe.data import dataset_json, image
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem
-
-FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
 
 
 @dataclass(frozen=True)
@@ -57,21 +54,12 @@ def describe(root: Path) -> Description:
     )
 
 
-def files(root: Path) -> list[Path]:
-    """What the check reads, as far as it is there, with the files that belong to an image.
-
-    dataset.json, cases.tsv, and what is listed or lies in the folders of nnU-Net's layout. Nothing further where
-    dataset.json is malformed, which `describe` explains.
-    """
-    found = [root / "dataset.json", root / "cases.tsv"]
-    with contextlib.suppress(SegpipeError):
-        description = describe(root)
-        cases = [*description.training.values(), *description.test.values()]
-        named = [root / file for case in cases for file in [*case.images, *([case.label] if case.label else [])]]
-        if description.one_file_per_channel:
-            named = [path for folder in FOLDERS for path in _visible(root / folder)]
-        found += [file for path in named for file in [path, *_companions(path)]]
-    return [file for file in dict.fromkeys(found) if file.is_file()]
+def companions(path: Path) -> list[Path]:
+    """Further files of one that may be unreadable, which the check reports."""
+    try:
+        return image.companions(path)
+    except (SegpipeError, OSError, ValueError):
+        return []
 
 
 def has_test_cases(root: Path) -> bool:
@@ -103,16 +91,8 @@ def _volumes(folder: Path, ending: str) -> list[str]:
     found = [path for path in _visible(folder) if not path.is_dir() or path.name.endswith(ending)]
     others = {path.name for path in found if not path.name.endswith(ending)}
     if others:
-        others &= {companion.name for path in found if path.name.endswith(ending) for companion in _companions(path)}
+        others &= {companion.name for path in found if path.name.endswith(ending) for companion in companions(path)}
     return [path.name for path in found if path.name not in others]
-
-
-def _companions(path: Path) -> list[Path]:
-    """Further files of one that may be unreadable, which the check reports."""
-    try:
-        return image.companions(path)
-    except (SegpipeError, OSError, ValueError):
-        return []
 
 
 def _nnunet(root: Path, content: dict[str, Any]) -> Description:

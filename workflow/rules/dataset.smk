@@ -3,7 +3,7 @@ if DATASET == GENERATED:
 
     rule phantoms:
         output:
-            raw_files(),
+            files_of_dataset(),
         log:
             "logs/phantoms.log",
         params:
@@ -33,7 +33,8 @@ elif download.is_missing(Path(DATASET), PARAMS.download):
 
 rule check:
     input:
-        raw_files(),
+        files_of_dataset(),
+        watch_raw_files,
     output:
         cases=f"{PREPARED}/cases.json",
         page=f"{PREPARED}/check.html",

@@ -1,21 +1,38 @@
 # What lies in the raw dataset. Only the rules in dataset.smk name these files.
+from segpipe.data import raw_files
 
 
-def raw_files():
-    """Every file that the check reads: those that will be generated, or those that are there.
+def files_of_dataset():
+    """What the check is said to read: the files that will be generated, or the tables of a dataset.
 
-    What a download brings is known only afterwards, and a list that grew would redo everything: dataset.json stands for
-    a dataset that will be downloaded, and for one that is as it was downloaded.
+    Not its images and labels: those that were replaced by older ones Snakemake would not see, newer ones it would read
+    at each call, and a download brings them when it is too late to name them. `watch_raw_files` sees to them.
     """
     if DATASET == GENERATED:
         return [f"{DATASET}/{name}" for name in phantoms.files(PARAMS.phantoms)]
-    if download.is_missing(Path(DATASET), PARAMS.download) or download.is_untouched(
-        Path(DATASET)
-    ):
+    if download.is_missing(Path(DATASET), PARAMS.download):
         return [f"{DATASET}/dataset.json"]
     if not Path(DATASET, "dataset.json").is_file():
         raise WorkflowError(no_dataset())
-    return [str(file) for file in dataset.files(Path(DATASET))]
+    tables = [f"{DATASET}/{name}" for name in raw_files.TABLES]
+    return [file for file in tables if os.path.isfile(file)]
+
+
+def watch_raw_files(wildcards):
+    """No file. A function of the input, which Snakemake calls before it decides what has to run: `check` is made to run
+    where raw files are not those that it read, as `--forcerun check` would. On a cluster's nodes that is decided.
+    """
+    is_decided = not workflow.is_main_process or workflow.dag is None
+    if is_decided or DATASET == GENERATED or not os.path.isdir(DATASET):
+        return []
+    others = raw_files.changed(
+        Path(DATASET), Path(PREPARED, "cases.json"), logger.warning
+    )
+    if others:
+        shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        logger.warning(f"not as the check read them: {shown}; {len(others)} in all")
+        workflow.dag.forcerules.add(workflow.get_rule("check"))
+    return []
 
 
 def no_dataset():
