@@ -77,7 +77,7 @@ DECIDING_MODULES = {
         "prepare/plan_file.py",
         "prepare/planning.py",
     ),
-    "splits": ("data/given_splits.py", "data/splits.py"),
+    "splits": ("data/columns.py", "data/given_splits.py", "data/splits.py"),
     "preprocess": PREPROCESS,
     "preprocess_cascade": (*PREPROCESS, "inference/previous_stage.py"),
     "train": (
@@ -111,10 +111,12 @@ DECIDING_MODULES = {
     "validate": (*PREDICT_STORED, *SCORE),
     "choose": (
         *READ_CASES,
+        "data/columns.py",
         "inference/softmax_file.py",
         "inference/mean_softmax.py",
         "inference/choice.py",
         "evaluation/overlap.py",
+        "evaluation/intervals.py",
         "evaluation/summary.py",
     ),
     "ensemble": (
@@ -142,7 +144,13 @@ DECIDING_MODULES = {
         "inference/ensemble_folders.py",
     ),
     "postprocess_folder": (*READ_CASES, "inference/postprocess.py", "inference/postprocess_folder.py"),
-    "crossval": ("evaluation/summary.py", "evaluation/intervals.py", "evaluation/crossval.py"),
+    "crossval": (
+        *READ_CASES,
+        "data/columns.py",
+        "evaluation/summary.py",
+        "evaluation/intervals.py",
+        "evaluation/crossval.py",
+    ),
     "calibrate": (
         *READ_CASES,
         "inference/softmax_file.py",

@@ -7,6 +7,7 @@ import pytest
 from tiny import params
 
 from segpipe import digest
+from segpipe.data.cases import Cases
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError
 from segpipe.evaluation import crossval, summary
@@ -17,7 +18,8 @@ def gather(paths, out):
     better = summary.tables([row(case, 1.0, 0.5) for case in "ab"])
     told = {"models": "all", "members": ["2d"], "rules": [{"of": "liver"}], "tried": [], "postprocessed": better}
     digest.write_json(out.with_name("postprocessing.json"), told)
-    crossval.gather(paths, out.with_name("postprocessing.json"), out, out.with_name("metrics.json"), params().evaluate)
+    cases = Cases(out.parent, {"file_ending": ".nii.gz", "training": {}})
+    crossval.gather(cases, paths, out.with_name("postprocessing.json"), out, out.with_name("metrics.json"), params())
 
 
 IDENTITY = {"dataset": "d", "training": "t", "checkpoint": "final", "validate": "v"}

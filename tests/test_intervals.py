@@ -6,7 +6,7 @@ from scipy import stats
 from tiny import params
 
 from segpipe.evaluation import summary
-from segpipe.evaluation.intervals import confidence
+from segpipe.evaluation.intervals import confidence, units
 
 
 def rows_of(values):
@@ -18,7 +18,8 @@ def rows_of(values):
 
 
 def intervals(values, **changes):
-    return confidence(rows_of(values), params(**{f"evaluate__{key}": value for key, value in changes.items()}).evaluate)
+    settings = params(**{f"evaluate__{key}": value for key, value in changes.items()}).evaluate
+    return confidence(rows_of(values), units([str(i) for i in range(len(values))], None, None), settings)
 
 
 VALUES = np.random.default_rng(0).beta(8, 2, (25, 2))

@@ -94,7 +94,7 @@ def test_every_number_of_the_cross_validation_is_that_of_its_summary(run: Result
         ]
         assert row[1:] == expected
     assert "HD95 [mm]" in table[0]
-    assert re.search(r"95 % confidence interval", "".join(page.tables.classes(run)))
+    assert "95 % confidence interval (bootstrap over 6 cases)" in "".join(page.tables.classes(run))
 
 
 def test_the_counts_are_there_as_well(run: Results, parsed: Page) -> None:
@@ -199,6 +199,8 @@ CHOICE = {
     "chosen": ["2d"],
     "measure": "Dice",
     "margin": 0.02,
+    "resampled": "patients",
+    "n_resampled": 7,
     "candidates": [
         {
             "members": members,
@@ -220,6 +222,7 @@ def test_the_choice_is_shown_the_best_first(run: Results) -> None:
     ]
     assert [row[-1] for row in rows] == ["", "chosen"]
     assert head[1] == "Dice, mean"
+    assert "when patients are drawn again (bootstrap; 7 of them)" in text
 
 
 POSTPROCESSING = {

@@ -184,6 +184,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="a line per case and class")
     parser.add_argument("--only-predicted", action="store_true", help="leave out references without a prediction")
     parser.add_argument(
+        "--cases", type=Path, metavar="FILE", help="cases.tsv with a column splits.group: intervals draw patients"
+    )
+    parser.add_argument(
         "--nsd-tolerance-mm", type=types.positive, metavar="MM", help="default: evaluate.nsd_tolerance_mm"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="cases at once; default: OMP_NUM_THREADS, or cores")

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
     if args.nsd_tolerance_mm is not None:
         settings = settings.model_copy(update={"nsd_tolerance_mm": args.nsd_tolerance_mm})
     labels = dataset_json.classes(args.labels.parent, dataset_json.read(args.labels)) if args.labels else None
-    way = files.Way(labels, settings, params.check.geometry_tolerance_mm, args.threads)
+    of_table = args.cases, params.splits.group
+    way = files.Way(labels, settings, params.check.geometry_tolerance_mm, *of_table, args.threads)
     for path in (args.out, args.csv):
         require_file(path)
     content = files.evaluate(args.prediction, args.reference, way, args.only_predicted)
@@ -57,7 +58,9 @@ def _table(content: Mapping[str, Any]) -> str:
         rows.append([f"  {100 * share:g} %", *_shown(ends)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, f"means over {len(content['metric_per_case'])} cases"])
+    n_cases, drawn = len(content["metric_per_case"]), content["confidence"]
+    patients = f", intervals over {drawn['n_resampled']} {drawn['resampled']}" if content["groups"] else ""
+    return "\n".join([*lines, f"means over {n_cases} cases{patients}"])
 
 
 def _shown(numbers: Mapping[str, float | None]) -> list[str]:

@@ -37,12 +37,38 @@ def read(root: Path, labels: Labels, cases: Collection[str], problems: list[str]
     if not path.is_file():
         return {}
     try:
-        lines = _lines(path)
+        table = lines(path)
     except SegpipeError as error:
         problems.append(str(error))
         return {}
-    problems += _id_problems(path, [line["case"] for _, line in lines], cases)
-    return {line["case"]: _row(f"{path}, line {number}", line, labels, problems) for number, line in lines}
+    ids = [line["case"] for _, line in table]
+    problems += [*_unknown(path, ids, cases), *twice(path, ids)]
+    return {line["case"]: _row(f"{path}, line {number}", line, labels, problems) for number, line in table}
+
+
+def lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, fields by column) of every line that is not empty.
+
+    Raises SegpipeError where the file is no such table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise _malformed(path, error.strerror, "a table", "correct the path") from None
+    except UnicodeDecodeError as error:
+        raise _malformed(path, error, "text in UTF-8", "save it as UTF-8") from None
+    rows = [[value.strip() for value in line.split("\t")] for line in text.splitlines()]
+    header = rows[0] if rows else []
+    expected = "columns with different names, separated by tabs; the first one is `case`"
+    if header[:1] != ["case"] or "" in header or len(set(header)) < len(header):
+        raise _malformed(f"{path}, line 1", repr("\t".join(header)), expected, "correct the header")
+    filled = [(number, row) for number, row in enumerate(rows[1:], 2) if any(row)]
+    for number, row in filled:
+        if len(row) > len(header) or not row[0]:
+            found = f"{len(row)} fields, case {row[0]!r}"
+            raise _malformed(f"{path}, line {number}", found, f"a case and up to {len(header)} fields", "correct it")
+    # programs leave empty fields at the end of a line out
+    return [(number, dict(zip(header, row + [""] * len(header), strict=False))) for number, row in filled]
 
 
 def voxel_problems(path: Path, values: Collection[int], annotated: list[str] | None, labels: Labels) -> Iterator[str]:
@@ -69,34 +95,11 @@ def _own(of_class: tuple[int, ...], annotated: list[str], labels: Labels) -> set
     return {labels.file_values[value] for value in of_class if value not in shared}
 
 
-def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line number, fields by column) of every line that is not empty.
-
-    Raises SegpipeError where the file is no such table.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _malformed(path, error, "text in UTF-8", "save it as UTF-8") from None
-    rows = [[value.strip() for value in line.split("\t")] for line in text.splitlines()]
-    header = rows[0] if rows else []
-    expected = "columns with different names, separated by tabs; the first one is `case`"
-    if header[:1] != ["case"] or "" in header or len(set(header)) < len(header):
-        raise _malformed(f"{path}, line 1", repr("\t".join(header)), expected, "correct the header")
-    lines = [(number, row) for number, row in enumerate(rows[1:], 2) if any(row)]
-    for number, row in lines:
-        if len(row) > len(header) or not row[0]:
-            found = f"{len(row)} fields, case {row[0]!r}"
-            raise _malformed(f"{path}, line {number}", found, f"a case and up to {len(header)} fields", "correct it")
-    # programs leave empty fields at the end of a line out
-    return [(number, dict(zip(header, row + [""] * len(header), strict=False))) for number, row in lines]
-
-
 def _malformed(where: object, found: object, expected: str, cure: str) -> SegpipeError:
     return SegpipeError(problem(f"{NAME} is no table", where=where, found=found, expected=expected, cure=cure))
 
 
-def _id_problems(path: Path, ids: list[str], cases: Collection[str]) -> Iterator[str]:
+def _unknown(path: Path, ids: list[str], cases: Collection[str]) -> Iterator[str]:
     unknown = sorted(set(ids) - set(cases))
     if unknown:
         yield problem(
@@ -106,12 +109,16 @@ def _id_problems(path: Path, ids: list[str], cases: Collection[str]) -> Iterator
             expected=f"ids of the dataset, such as {min(cases, default='none: it has no cases')}",
             cure="correct the ids, or remove the lines",
         )
-    twice = sorted(case for case, lines in Counter(ids).items() if lines > 1)
-    if twice:
+
+
+def twice(path: Path, ids: list[str]) -> Iterator[str]:
+    """What is wrong with a table where cases stand in it several times."""
+    several = sorted(case for case, n in Counter(ids).items() if n > 1)
+    if several:
         yield problem(
             "cases with several lines",
             where=path,
-            found=", ".join(twice),
+            found=", ".join(several),
             expected="one line per case",
             cure="remove all but one",
         )

@@ -4,7 +4,6 @@ nnU-Net's is that of nnunetv2/utilities/crossval_split.py.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import numpy as np
 from segpipe import digest
 from segpipe.data import given_splits
 from segpipe.data.cases import Cases
+from segpipe.data.columns import Column, column
 from segpipe.data.given_splits import Fold
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import Splits
 
 log = getLogger(__name__)
 
-Column = Mapping[str, str]
 SIDES = ("train", "val")
 
 
@@ -44,32 +43,6 @@ def write(cases: Cases, settings: Splits, out: Path) -> None:
     digest.write_json(out, folds)
     for number, fold in enumerate(folds):
         log.info("fold %d: %s", number, _described(fold, groups, strata or held_out, settings))
-
-
-def column(cases: Cases, name: str | None, required: bool = True) -> Column | None:
-    """The values of the training cases in a column of cases.tsv; None where it is not asked for.
-
-    required : where False, None for a column that the dataset does not have as well
-    Raises SegpipeError for a column that is missing, or that is empty for some cases.
-    """
-    values = {case: cases.entry(case)["attributes"].get(name) for case in cases.training}
-    if name is None or not (required or any(value is not None for value in values.values())):
-        if name is not None:
-            log.info("no column `%s` in cases.tsv: each case is a group of its own", name)
-        return None
-    known = sorted({key for case in cases.training for key in cases.entry(case)["attributes"]})
-    missing = [case for case, value in values.items() if not value]
-    if missing:
-        raise SegpipeError(
-            problem(
-                "cases.tsv does not say it of every case",
-                where=f"{cases.root / 'cases.tsv'}, column {name}",
-                found=f"nothing for {', '.join(missing)}" if name in known else f"columns {known}",
-                expected=f"a value for each of the {len(values)} training cases",
-                cure="fill it in, or name another column, or null, in splits of params.yaml",
-            )
-        )
-    return {case: value for case, value in values.items() if value}
 
 
 def draw(

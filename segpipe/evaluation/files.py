@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import digest, machine
-from segpipe.data import image
+from segpipe.data import columns, image
 from segpipe.data import labels as labels_module
 from segpipe.data.image import Volume
 from segpipe.data.labels import Labels
@@ -42,13 +42,20 @@ class Way:
 
     labels : None: each value that is found is a class
     geometry_tolerance_mm : largest distance between where both files of a case place a corner of the volume
+    cases : a table like cases.tsv, whose column `group` says which cases belong together; None: each is by itself
     threads : None for all that the process has; it is fewer where half of the free memory holds no more cases
     """
 
     labels: Labels | None
     settings: Evaluate
     geometry_tolerance_mm: float
+    cases: Path | None = None
+    group: str | None = None
     threads: int | None = None
+
+    def groups(self, ids: Sequence[str]) -> columns.Column | None:
+        """Of some cases. Raises SegpipeError where the table does not say it of each."""
+        return columns.of_table(self.cases, self.group, ids) if self.cases else None
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,12 @@ def evaluate(prediction: Path, reference: Path, way: Way, only_predicted: bool =
 
     only_predicted : leave out references without a prediction
 
-    Raises SegpipeError with everything that is missing, unreadable, of another shape or geometry, or of unknown values.
+    Raises SegpipeError with everything that is missing, unreadable, of another shape or geometry, or of unknown values;
+    or for a table that does not group the cases.
     """
     pairs, problems = pair_up(prediction, reference, only_predicted)
+    ids = [_id(pair.reference) for pair in pairs]
+    groups = way.groups(ids)
     facts = _look(pairs, way)
     problems += chain.from_iterable(one.problems for one in facts)
     found = sorted(frozenset().union(*(one.values for one in facts)))
@@ -82,7 +92,8 @@ def evaluate(prediction: Path, reference: Path, way: Way, only_predicted: bool =
         rows = list(pool.map(lambda pair: _score(pair, labels, way.settings), pairs))
     return {
         **summary.tables(rows),
-        "confidence": intervals.confidence(rows, way.settings),
+        "confidence": intervals.confidence(rows, intervals.units(ids, groups, way.group), way.settings),
+        "groups": None if groups is None else {"column": way.group, "of_case": groups},
         "labels": labels.to_json(),
         "settings": {"evaluate": way.settings.model_dump(mode="json")},
         "versions": summary.versions(),
@@ -130,16 +141,21 @@ def _cases(folder: Path, problems: list[str]) -> dict[str, Path]:
     """The label maps of a folder by the name of their case."""
     cases: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        ending = next((end for end in image.FILE_ENDINGS if path.name.lower().endswith(end)), None)
-        if ending is None or path.name.startswith(".") or path.is_dir():
+        case = _id(path)
+        if case == path.name or path.name.startswith(".") or path.is_dir():
             continue
-        case = path.name[: -len(ending)]
         if case.endswith(image.BESIDE_SEGMENTATIONS):
             continue
         if case in cases:
             problems.append(_missing("two files of one case", folder, f"{cases[case].name}, {path.name}", "one"))
         cases[case] = path
     return cases
+
+
+def _id(path: Path) -> str:
+    """The name of a file without its ending; with it, where it is of no format that is read."""
+    ending = next((end for end in image.FILE_ENDINGS if path.name.lower().endswith(end)), "")
+    return path.name[: len(path.name) - len(ending)]
 
 
 def _listed(cases: Sequence[str]) -> str:

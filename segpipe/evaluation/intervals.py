@@ -1,6 +1,11 @@
-"""How sure a mean over cases is: confidence intervals by drawing the cases again (bootstrap)."""
+"""How sure a mean over cases is: confidence intervals by drawing the cases again (bootstrap).
 
-from collections.abc import Sequence
+Cases of one patient are not independent: where patients are known, these are drawn, each with all its cases (cluster
+bootstrap; Field and Welsh, J R Stat Soc B 2007). Without them, or with one case of each, a case is a unit of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,25 +18,58 @@ VOXELS = ("FP", "TP", "FN", "TN", "n_pred", "n_ref")  # counts, which nobody com
 Floats = NDArray[np.float64]
 
 
-def confidence(rows: Sequence[CaseRow], settings: Evaluate) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Units:
+    """What is drawn again.
+
+    name : in the plural, `cases` or `patients`
+    of_case : (cases,) the number of each case's unit, counted from 0 in the order in which they first come
+    """
+
+    name: str
+    of_case: NDArray[np.int64]
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return int(self.of_case.max(initial=-1)) + 1
+
+    def told(self) -> dict[str, Any]:
+        """What a file with intervals says of them."""
+        return {"resampled": self.name, "n_resampled": self.n}
+
+
+def units(cases: Sequence[str], groups: Mapping[str, str] | None, column: str | None) -> Units:
+    """What is drawn again of some cases, each of another name.
+
+    groups : value by case in a column of cases.tsv, of which equal ones belong together; None or empty: there is none
+    """
+    if not groups:
+        return Units("cases", np.arange(len(cases)))
+    numbers: dict[str, int] = {}
+    return Units(f"{column}s", np.array([numbers.setdefault(groups[case], len(numbers)) for case in cases], np.int64))
+
+
+def confidence(rows: Sequence[CaseRow], of: Units, settings: Evaluate) -> dict[str, Any]:
     """Intervals of what `summary.tables` has as means: `foreground_mean` and `mean`, by metric `low` and `high`.
 
-    All cases of a draw are drawn together for all classes and metrics, as often as there are cases, each with the same
-    probability; a mean leaves out what is null, as in the tables. The interval lies between percentiles of the means
-    (Efron, 1979). It is null where fewer than two cases have a number.
+    All units of a draw are drawn together for all classes and metrics, as often as there are units, each with the same
+    probability; a mean is over all cases of these and leaves out what is null, as in the tables. The interval lies
+    between percentiles of the means (Efron, 1979). It is null where fewer than two units have a number.
     """
     classes = list(rows[0]["metrics"])
     names = [name for name in rows[0]["metrics"][classes[0]] if name not in VOXELS]
     values = np.array(
         [[[row["metrics"][label][name] for name in names] for label in classes] for row in rows], np.float64
     )
-    means = drawn_means(values, settings)
-    known = np.isfinite(values).sum(0)
+    means = drawn_means(values, of, settings)
+    is_known = np.isfinite(values)
+    known, in_any_class = n_with(is_known, of), n_with(np.any(is_known, axis=1), of)
     percents = 50 * (1 + settings.confidence_level * np.array([-1, 1]))
-    in_any_class = np.isfinite(values).any(1).sum(0)
     return {
         "level": settings.confidence_level,
-        "method": "percentile bootstrap over cases",
+        "method": f"percentile bootstrap over {of.name}",
+        **of.told(),
         "resamples": settings.bootstrap_resamples,
         "seed": settings.bootstrap_seed,
         "foreground_mean": _between(mean_of_known(means), in_any_class, names, percents),
@@ -39,16 +77,23 @@ def confidence(rows: Sequence[CaseRow], settings: Evaluate) -> dict[str, Any]:
     }
 
 
-def drawn_means(values: Floats, settings: Evaluate) -> Floats:
+def drawn_means(values: Floats, of: Units, settings: Evaluate) -> Floats:
     """Mean over the cases of each draw, (draws, classes, metrics), of (cases, classes, metrics) with NaN for null."""
-    n_cases = len(values)
-    draws = np.random.default_rng(settings.bootstrap_seed).multinomial(
-        n_cases, np.full(n_cases, 1 / n_cases), settings.bootstrap_resamples
+    of_units = np.random.default_rng(settings.bootstrap_seed).multinomial(
+        of.n, np.full(of.n, 1 / of.n), settings.bootstrap_resamples
     )
+    draws = of_units[:, of.of_case]
     known = np.isfinite(values)
     sums = np.tensordot(draws, np.where(known, values, 0), 1)
     counts = np.tensordot(draws, known.astype(np.float64), 1)
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+
+def n_with(known: NDArray[np.bool_], of: Units) -> NDArray[np.int64]:
+    """In how many units some case has a number, (...) of (cases, ...)."""
+    of_units = np.zeros((of.n, *known.shape[1:]), bool)
+    np.logical_or.at(of_units, of.of_case, known)
+    return of_units.sum(0)
 
 
 def mean_of_known(means: Floats) -> Floats:

@@ -9,9 +9,10 @@ from typing import Any
 from segpipe import params as params_yaml
 from segpipe.errors import SegpipeError, problem, raise_all
 from segpipe.evaluation import intervals, summary
-from segpipe.experiments import fair, found, pairs, settings
+from segpipe.experiments import fair, found, pairs, patients, settings
 from segpipe.experiments.found import Json, Result
 from segpipe.experiments.pairs import Difference
+from segpipe.experiments.patients import Patients
 from segpipe.params import Evaluate
 
 NOT_OF_RESULTS = ("runtime", "download", "search")  # sections of params.yaml from which no number follows
@@ -97,11 +98,20 @@ def _index(results: Sequence[Result], reference: Path) -> int:
 
 def _line(result: Result, reference: Result, evaluate: Evaluate) -> Line:
     rows = [summary.case_row(dict(numbers), "", "") for numbers in result.cases.values()]
-    remarks, differences = [*fair.own_remarks(result)], {}
+    of = patients.units(list(result.cases), result.patients, _of_common(reference, result))
+    remarks, differences = [*fair.own_remarks(result), *filter(None, [patients.remark(of)])], {}
     if result is not reference:
         remarks += fair.remarks(reference, result)
         differences = {metric: pairs.differences(reference, result, metric, evaluate) for metric in pairs.COMPARED}
-    return Line(result, summary.tables(rows), intervals.confidence(rows, evaluate), differences, remarks)
+    return Line(result, summary.tables(rows), intervals.confidence(rows, of, evaluate), differences, remarks)
+
+
+def _of_common(reference: Result, result: Result) -> Patients | None:
+    """What the reference knows of the cases that both have: nnU-Net's results know no patients."""
+    if reference.patients is None:
+        return None
+    of_case, common = reference.patients.of_case, fair.common_cases(reference, result)
+    return Patients(reference.patients.column, {case: of_case[case] for case in common if case in of_case})
 
 
 def _settings(results: Sequence[Result]) -> dict[str, dict[int, Any]]:

@@ -41,6 +41,7 @@ def _facts(line: Line) -> dict[str, Any]:
         "result": result.name,
         "of": result.of,
         "cases": len(result.cases),
+        **{key: line.confidence[key] for key in ("resampled", "n_resampled")},
         "folds": " ".join(result.folds),
         "checkpoint": result.checkpoint,
         "dataset_digest": result.identity.get("dataset"),

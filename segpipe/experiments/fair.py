@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from segpipe.experiments import settings
+from segpipe.experiments import patients, settings
 from segpipe.experiments.found import Result
 from segpipe.params import Evaluate
 from segpipe.params.editing import on_one_line
@@ -12,7 +12,7 @@ SCORING = (
     "lesion_match",
     "lesion_connectivity",
 )  # of `evaluate`: what numbers of a case follow from
-FEW = 10  # common cases, below which percentiles of means over drawn cases lie too close together
+FEW = 10  # common cases or patients, below which percentiles of means over drawn cases lie too close together
 SHOWN = 3  # keys or cases that a message names
 assert set(SCORING) <= set(Evaluate.model_fields)
 
@@ -93,9 +93,10 @@ def _cases(reference: Result, result: Result) -> Iterator[str]:
         yield "other cases: none in common, so there is no difference to show"
     elif len(shared) < max(counts):
         yield f"other cases: {counts[1]}, not {counts[0]}; {len(shared)} in common, the difference is over these"
-    if 0 < len(same) < FEW:
-        least = 2.0 ** (1 - len(same))  # all differences of one sign, two-sided
-        counted = f"{len(same)} case{'s' if len(same) > 1 else ''}"
+    drawn = patients.units(same, reference.patients, result.patients)
+    if 0 < drawn.n < FEW:
+        least = 2.0 ** (1 - drawn.n)  # all differences of one sign, two-sided
+        counted = f"{drawn.n} {drawn.name if drawn.n > 1 else drawn.name.removesuffix('s')}"
         yield f"intervals over {counted} are too narrow; p is at least {least:.2g}"
     if len(same) < len(shared):
         other = [case for case in shared if case not in same]

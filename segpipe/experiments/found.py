@@ -15,6 +15,8 @@ from segpipe import params as params_yaml
 from segpipe.data import image
 from segpipe.data.labels import Labels
 from segpipe.errors import SegpipeError, problem
+from segpipe.experiments import patients
+from segpipe.experiments.patients import Patients
 from segpipe.params import PARAMS_FILE
 
 Json = dict[str, Any]
@@ -31,6 +33,7 @@ class Result:
     classes : the names of classes, as far as known
     identity : of the summary, empty for nnU-Net's; mixed : whether its folds have different ones
     recorded : the sections of params.yaml that the summary says it was made with
+    patients : None where each case counts as one
     params : params.yaml as it is now; None where there is none
     """
 
@@ -43,6 +46,7 @@ class Result:
     mixed: bool = False
     recorded: Json = field(default_factory=dict)
     params: Json | None = None
+    patients: Patients | None = None
 
     @property
     def folder(self) -> Path:
@@ -78,17 +82,19 @@ def read(path: Path) -> list[Result]:
     results = path / "results" if (path / "results").is_dir() else path
     params = _params(path)
     together = _together(results)
+    of = patients.known(together.values(), _folder(path), params)
     if together:
-        whole = _result(path, together, params)
+        whole = _result(path, together, params, of)
         alone = _alone(results, whole.checkpoint or "final") if len(_members(together)) > 1 else {}
-        return [whole, *(_result(path, files, params) for files in alone.values())]
+        return [whole, *(_result(path, files, params, of) for files in alone.values())]
     checkpoint = str(((params or {}).get("validate") or {}).get("checkpoint", "final"))
     if alone := _alone(results, checkpoint):
-        return [_result(path, files, params) for files in alone.values()]
+        return [_result(path, files, params, of) for files in alone.values()]
     single = path if path.is_file() else path / "summary.json"
     if not single.is_file():
         raise _nothing(path)
-    return [_result(path, {single: _json(single)}, None)]
+    content = _json(single)
+    return [_result(path, {single: content}, None, patients.known([content], path, None))]
 
 
 def _params(path: Path) -> Json | None:
@@ -125,7 +131,7 @@ def _members(contents: Mapping[Path, Json]) -> Json:
     return next((content["members"] for content in contents.values() if content.get("members")), {})
 
 
-def _result(path: Path, contents: Mapping[Path, Json], params: Json | None) -> Result:
+def _result(path: Path, contents: Mapping[Path, Json], params: Json | None, of: Patients | None) -> Result:
     """One line, of a cross-validation with its folds, of folds, or of one summary."""
     first = next(iter(contents.values()))
     parts = [first] if "folds" in first else list(contents.values())
@@ -153,6 +159,7 @@ def _result(path: Path, contents: Mapping[Path, Json], params: Json | None) -> R
         mixed=any(identity != identities[0] for identity in identities),
         recorded=dict(made.get("settings", {})),
         params=params,
+        patients=of,
     )
 
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from segpipe import digest
 from segpipe.data.cases import Cases
+from segpipe.data.columns import column
 from segpipe.evaluation import intervals, summary
+from segpipe.evaluation.intervals import Units
 from segpipe.evaluation.overlap import Numbers, case_overlap
 from segpipe.inference import mean_softmax
 from segpipe.inference.ensemble import Member, by_fold, identity_of_all
@@ -57,17 +59,19 @@ def choose(cases: Cases, folders: list[Path], out: Path, params: Params) -> None
     """Write which configurations the prediction should take, with the scores of all that were tried.
 
     folders : the validations of every configuration in every fold
-    Raises SegpipeError where the validations do not belong together.
+    Raises SegpipeError where the validations do not belong together, or where the column of cases.tsv that groups
+    cases has nothing for some.
     """
     folds = by_fold([Member.read(folder) for folder in folders], params)
     with digest.exclusive(out.parent / "state" / ".choice.lock", "choosing among configurations"):
-        candidates = _candidates(cases, folds, params)
+        candidates, of = _candidates(cases, folds, params), _units(cases, folds, params)
         best, chosen = select(candidates, params.choose.measure, params.choose.margin)
         content = {
             "chosen": list(chosen.members),
             **section(params, "choose"),
             "weights": dict(zip(params.configurations, params.ensemble.of(params.configurations), strict=True)),
-            "candidates": [_listed(candidate, best, params) for candidate in candidates],
+            "candidates": [_listed(candidate, best, of, params) for candidate in candidates],
+            **of.told(),
             "identity": identity_of_all(folds, params),
             "labels": cases.labels.to_json(),
             "versions": summary.versions(),
@@ -113,6 +117,16 @@ def _candidates(cases: Cases, folds: dict[str, dict[str, Member]], params: Param
     return found
 
 
+def _units(cases: Cases, folds: dict[str, dict[str, Member]], params: Params) -> Units:
+    """What is drawn again of the cases, in the order of `Candidate.values`."""
+    ids = [case for of_fold in folds.values() for case in _ids(next(iter(of_fold.values())), cases)]
+    return intervals.units(ids, column(cases, params.splits.group, required=False), params.splits.group)
+
+
+def _ids(member: Member, cases: Cases) -> list[str]:
+    return [name.removesuffix(cases.label_ending) for name in member.cases]
+
+
 def _alone(member: Member) -> list[Scores]:
     return [row["metrics"] for row in member.summary["metric_per_case"]]
 
@@ -129,30 +143,30 @@ def _together(
         reference = cases.read_label(case)
         return [case_overlap(one, reference, cases.labels, cases.annotated(case)) for one in maps]
 
-    ids = [name.removesuffix(cases.label_ending) for name in members[0].cases]
+    ids = _ids(members[0], cases)
     shapes = [cases.entry(case)["shape"] for case in ids]
     with ThreadPoolExecutor(mean_softmax.at_once(shapes, params.runtime.threads, len(groups))) as pool:
         return list(pool.map(score, ids))
 
 
-def _listed(candidate: Candidate, best: Candidate, params: Params) -> dict[str, Any]:
+def _listed(candidate: Candidate, best: Candidate, of: Units, params: Params) -> dict[str, Any]:
     measure = params.choose.measure
     return {
         "members": list(candidate.members),
         "mean": candidate.mean(measure),
         "per_class": {key: numbers[measure] for key, numbers in candidate.table()["mean"].items()},
         "per_fold": {fold: candidate.mean(measure, fold) for fold in candidate.folds},
-        "to_best": _difference(candidate, best, params),
+        "to_best": _difference(candidate, best, of, params),
     }
 
 
-def _difference(candidate: Candidate, best: Candidate, params: Params) -> dict[str, Any]:
+def _difference(candidate: Candidate, best: Candidate, of: Units, params: Params) -> dict[str, Any]:
     """How much better a candidate is than the best one (0, or below), and the interval of that when the cases of the
-    cross-validation are drawn again, the same draws for both.
+    cross-validation, or its patients, are drawn again, the same draws for both.
     """
     measure, settings = params.choose.measure, params.evaluate
     drawn = [
-        intervals.mean_of_known(intervals.drawn_means(one.values(measure)[..., None], settings))[:, 0]
+        intervals.mean_of_known(intervals.drawn_means(one.values(measure)[..., None], of, settings))[:, 0]
         for one in (candidate, best)
     ]
     differences = drawn[0] - drawn[1]

@@ -23,7 +23,8 @@ def choice(content: Json, labels: Labels) -> Iterator[str]:
     ]
     yield tables.wide(head, (_candidate(one, labels, content["chosen"]) for one in tried))
     yield (
-        '<p class="quiet">In brackets: where the difference lies when the cases are drawn again (bootstrap). '
+        f'<p class="quiet">In brackets: where the difference lies when {escape(content["resampled"])} are drawn again '
+        f"(bootstrap; {content['n_resampled']} of them). "
         f"Chosen is the best, or what has fewer members and is at most {content['margin']:g} worse.</p>"
     )
 

@@ -40,8 +40,11 @@ def classes(results: Results) -> Iterator[str]:
 
 
 def _interval_note(crossval: Json) -> str:
-    level = crossval.get("confidence", {}).get("level")
-    return f"Below a mean: its {100 * level:g} % confidence interval (bootstrap over cases). " if level else ""
+    if "confidence" not in crossval:
+        return ""
+    confidence = crossval["confidence"]
+    drawn = f"{confidence['n_resampled']} {escape(confidence['resampled'])}"
+    return f"Below a mean: its {100 * confidence['level']:g} % confidence interval (bootstrap over {drawn}). "
 
 
 def per_class(table: Json, metrics: list[str], labels: Labels) -> str:

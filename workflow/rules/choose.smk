@@ -26,6 +26,7 @@ rule choose:
             "folds",
             "ensemble",
             "choose",
+            "splits.group",
             "evaluate.bootstrap_resamples",
             "evaluate.bootstrap_seed",
             "evaluate.confidence_level",

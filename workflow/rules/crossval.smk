@@ -33,6 +33,7 @@ rule postprocess:
 
 rule crossval:
     input:
+        cases=rules.check.output.cases,
         summaries=expand(rules.ensemble.output.summary, fold=PARAMS.folds),
         postprocessing=rules.postprocess.output,
     output:
@@ -44,6 +45,7 @@ rule crossval:
         script=script("crossval"),
         cfg=settings(
             "folds",
+            "splits.group",
             "evaluate.bootstrap_resamples",
             "evaluate.bootstrap_seed",
             "evaluate.confidence_level",
@@ -52,5 +54,5 @@ rule crossval:
     message:
         "crossval: all folds together"
     shell:
-        "python {params.script} --summaries {input.summaries} --postprocessing {input.postprocessing}"
-        " --out {output.summary} --metrics {output.metrics} --log {log}"
+        "python {params.script} --cases {input.cases} --summaries {input.summaries}"
+        " --postprocessing {input.postprocessing} --out {output.summary} --metrics {output.metrics} --log {log}"

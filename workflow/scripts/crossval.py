@@ -9,11 +9,12 @@ from segpipe.params import Params
 
 def main(args: Namespace, params: Params) -> None:
     """Gather the folds' summaries into one over all cases."""
+    from segpipe.data.cases import Cases
     from segpipe.evaluation import crossval
 
-    summaries = [Path(path) for path in args.summaries]
-    crossval.gather(summaries, Path(args.postprocessing), Path(args.out), Path(args.metrics), params.evaluate)
+    cases, summaries = Cases.read(Path(args.cases), params.dataset), [Path(path) for path in args.summaries]
+    crossval.gather(cases, summaries, Path(args.postprocessing), Path(args.out), Path(args.metrics), params)
 
 
 if __name__ == "__main__":
-    scripts.run(main, "--summaries+", "--postprocessing", "--out", "--metrics")
+    scripts.run(main, "--cases", "--summaries+", "--postprocessing", "--out", "--metrics")
