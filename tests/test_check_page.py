@@ -277,4 +277,4 @@ def test_the_command_shows_the_table_and_writes_the_page(
 
 def test_the_check_writes_the_page_beside_the_list(root: Path, tmp_path: Path) -> None:
     check.check(root, tmp_path / "out/cases.json", CHECK, 2)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cases.json", "check.html"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == ["cases.json", "check.html"]

@@ -8,6 +8,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import FOUR
@@ -293,3 +294,36 @@ def test_the_settings_are_limits(root: Path) -> None:
         Check(**settings | {"outlier_mads": 0})
     with pytest.raises(ValueError, match="outside_percent"):
         Check(**settings | {"outside_percent": 101})
+
+
+# spacings that are nowhere
+
+
+def tiffs(root: Path, cases: str, is_stack: bool = True) -> Path:
+    describe(root, file_ending=".tif", numTraining=len(cases))
+    for case in cases:
+        for name in (f"imagesTr/{case}_0000.tif", f"labelsTr/{case}.tif"):
+            (root / name).parent.mkdir(exist_ok=True)
+            pages = image_array(ord(case)).T if "images" in name else label_array().T
+            tifffile.imwrite(root / name, pages if is_stack else pages[3], photometric="minisblack")
+    return root
+
+
+def test_tiff_stacks_without_spacing_are_named_once(tmp_path: Path) -> None:
+    root = tiffs(tmp_path / "Dataset001_Tiff", "abcd")
+    (found,) = notices(root)
+    assert (found.what, found.case) == ("unknown spacing", None)
+    first = "imagesTr/a_0000.tif, labelsTr/a.tif, imagesTr/b_0000.tif ..."
+    assert f"8 TIFF stacks have no file with it beside them: {first}; taken as 1 mm" in found.detail
+    assert 'write {"spacing": [z, y, x]}, in mm, into imagesTr/a_0000.json' in found.detail
+    for path in [*root.glob("*/a*.tif"), *root.glob("*/b*.tif"), *root.glob("*/c*.tif")]:
+        path.with_suffix(".json").write_text('{"spacing": [1, 1, 1]}')
+    (found,) = notices(root)
+    assert "2 TIFF stacks have no file with it beside them: imagesTr/d_0000.tif, labelsTr/d.tif;" in found.detail
+    (root / "imagesTr/d.json").write_text('{"spacing": [1, 1, 1]}')
+    (root / "labelsTr/d.json").write_text('{"spacing": [1, 1, 1]}')
+    assert notices(root) == []
+
+
+def test_a_tiff_of_one_page_has_pixels_without_size(tmp_path: Path) -> None:
+    assert notices(tiffs(tmp_path / "Dataset001_Tiff", "ab", is_stack=False)) == []

@@ -101,7 +101,7 @@ def inspect(root: Path, settings: Check, n_folds: int) -> Report:
         checked = [job.result() for job in jobs]
     facts = {one.case: one.facts for one in checked if one.facts}
     problems = [*_dataset_problems(root, description, n_folds), *in_table]
-    return Report(root, description, checked, problems, check_warnings.notices(facts, description, settings))
+    return Report(root, description, checked, problems, check_warnings.notices(root, facts, description, settings))
 
 
 def _dataset_problems(root: Path, description: Description, n_folds: int) -> Iterator[str]:

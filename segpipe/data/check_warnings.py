@@ -3,9 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from segpipe.data import dataset
 from segpipe.data.check_facts import Facts
 from segpipe.data.dataset import Description
 from segpipe.data.labels import IGNORE
@@ -13,6 +15,8 @@ from segpipe.params import Check
 
 ROUNDING_MM = 1e-3
 MIN_CASES = 8  # fewer have no usual value that another could be far from
+TIFF = (".tif", ".tiff")
+NAMED = 3  # files in a warning that concerns the dataset
 SMALLEST_SCALE = 0.05  # of the usual spread or spacing: a set of equal cases has no deviation to count in
 
 
@@ -29,10 +33,11 @@ class Notice:
     detail: str
 
 
-def notices(facts: Mapping[str, Facts], description: Description, settings: Check) -> list[Notice]:
+def notices(root: Path, facts: Mapping[str, Facts], description: Description, settings: Check) -> list[Notice]:
     """Every warning, by kind; `facts` of the cases whose files could be read."""
     return [
         *_of_reader(description, settings),
+        *_of_unknown_spacings(root, facts, description),
         *_of_classes(facts, description),
         *_of_orientations(facts, settings),
         *(Notice(what, case, detail) for case, one in facts.items() for what, detail in _of_case(one, settings)),
@@ -55,6 +60,22 @@ def _of_reader(description: Description, settings: Check) -> Iterator[Notice]:
     elif reader is not None and reader not in (*SAME_READERS, *TURNING_READERS):
         detail = f"dataset.json asks for {reader}, which is unknown: the files are read by their format"
         yield Notice("another reader", None, f"{detail}, axes {settings.orientation}")
+
+
+def _of_unknown_spacings(root: Path, facts: Mapping[str, Facts], description: Description) -> Iterator[Notice]:
+    """TIFF stacks without the file that says their spacing. Pixels of a 2D image have no size, as in a photograph."""
+    files = [
+        path
+        for case, one in (description.training | description.test).items()
+        if case in facts and not facts[case].is_2d
+        for path in [*one.images, *([one.label] if one.label else [])]
+        if Path(path).suffix.lower() in TIFF and not dataset.companions(root / path)
+    ]
+    if files:
+        shown = ", ".join(files[:NAMED]) + (" ..." if len(files) > NAMED else "")
+        cure = f'write {{"spacing": [z, y, x]}}, in mm, into {Path(files[0]).with_suffix(".json")} and so on'
+        detail = f"{len(files)} TIFF stacks have no file with it beside them: {shown}; taken as 1 mm along each axis"
+        yield Notice("unknown spacing", None, f"{detail}; {cure}, or all distances and volumes are in voxels")
 
 
 def _of_classes(facts: Mapping[str, Facts], description: Description) -> Iterator[Notice]:
