@@ -5,10 +5,11 @@ batch among the channels, it would hold for one size of batch only.
 """
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,6 @@ DESCRIPTION = "preprocessing.json"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Of a patch's largest logit. Other sums of the same float32 numbers end up 1e-6 of it away; what is wrong, by about 1.
 TOLERANCE = 1e-4
-NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")  # they say how they work, and what is not installed
 
 
 def export_model(
@@ -60,7 +60,7 @@ def export_model(
     with memory.told("the networks of all folds"):
         wanted = configurations or models.counted(found)
         ensemble = models.load(paths, wanted, torch.device("cpu"), weights, precision="off")
-    with digest.new_folder(out) as folder, _quiet():
+    with digest.new_folder(out) as folder:
         written = {name: _export_configuration(ensemble, name, [*found[name]], folder) for name in ensemble.models}
         described = onnx_description.of(ensemble, written, kind, TOLERANCE)
         digest.write_json(folder / DESCRIPTION, described)
@@ -125,17 +125,20 @@ def _write(network: nn.Module, patches: Tensor, path: Path, where: str) -> None:
 
     Beyond ONNX's limit of 2 GB torch puts the weights into a second file, named after the first.
     """
+    any_batch = ({0: torch.export.Dim("batch")},)
     try:
-        program = torch.onnx.export(
-            _portable(network),
-            (patches,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
+        with _quiet():
+            # by itself torch.onnx.export would try other ways, one of which fixes the size of the batch without a word
+            captured = torch.export.export(_portable(network), (patches,), dynamic_shapes=any_batch, strict=False)
+            program = torch.onnx.export(
+                captured,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                dynamic_shapes=any_batch,
+                dynamo=True,
+                verbose=False,
+            )
     except Exception as error:  # whatever a network of the user's own leads to
         raise _error(
             "a network that cannot be written as ONNX",
@@ -226,17 +229,14 @@ def _require_packages() -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's own messages, which are for those who write exporters."""
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [one.level for one in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for one in loggers:
-            one.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        logging.disable(before)
 
 
 def _error(what: str, where: object, found: object, expected: object, cure: str) -> SegpipeError:
