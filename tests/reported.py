@@ -82,7 +82,9 @@ def crossval_summary(folds: Mapping[str, Any], params: Params) -> dict[str, Any]
     rows = [row for one in folds.values() for row in one["metric_per_case"]]
     return {
         **summary.tables(rows),
-        "confidence": intervals.confidence(rows, intervals.units(list(map(str, range(6))), None, None), params.evaluate),
+        "confidence": intervals.confidence(
+            rows, intervals.units(list(map(str, range(6))), None, None), params.evaluate
+        ),
         "folds": {fold: {key: one[key] for key in ("foreground_mean", "mean")} for fold, one in folds.items()},
         "identity": IDENTITY,
     }

@@ -9,7 +9,12 @@ rule calibrate:
             checkpoint=CHECKPOINT,
         ),
     output:
-        "results/crossval/calibration.json",
+        report(
+            "results/crossval/calibration.json",
+            caption="../report/calibration.rst",
+            category="Cross-validation",
+            labels={"table": "calibration"},
+        ),
     log:
         "logs/calibrate.log",
     threads: 8

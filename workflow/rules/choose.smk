@@ -9,7 +9,12 @@ rule choose:
             checkpoint=CHECKPOINT,
         ),
     output:
-        "results/crossval/model_choice.json",
+        report(
+            "results/crossval/model_choice.json",
+            caption="../report/model_choice.rst",
+            category="Cross-validation",
+            labels={"table": "choice among configurations"},
+        ),
     log:
         "logs/choose.log",
     threads: 8

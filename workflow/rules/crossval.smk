@@ -6,7 +6,12 @@ rule postprocess:
         segmentations=expand(rules.ensemble.output.segmentations, fold=PARAMS.folds),
         choice=rules.choose.output if PARAMS.predict.models == "best" else [],
     output:
-        "results/crossval/postprocessing.json",
+        report(
+            "results/crossval/postprocessing.json",
+            caption="../report/postprocessing.rst",
+            category="Cross-validation",
+            labels={"table": "postprocessing"},
+        ),
     log:
         "logs/postprocess.log",
     threads: 8
@@ -37,7 +42,12 @@ rule crossval:
         summaries=expand(rules.ensemble.output.summary, fold=PARAMS.folds),
         postprocessing=rules.postprocess.output,
     output:
-        summary="results/crossval/summary.json",
+        summary=report(
+            "results/crossval/summary.json",
+            caption="../report/summary.rst",
+            category="Cross-validation",
+            labels={"table": "all cases, means, intervals"},
+        ),
         metrics="results/metrics.json",
     log:
         "logs/crossval.log",

@@ -37,7 +37,12 @@ rule check:
         watch_raw_files,
     output:
         cases=f"{PREPARED}/cases.json",
-        page=f"{PREPARED}/check.html",
+        page=report(
+            f"{PREPARED}/check.html",
+            caption="../report/check.rst",
+            category="Data",
+            labels={"page": "every case, and what was found"},
+        ),
     log:
         "logs/check.log",
     # A cluster's profile has failed jobs retried. What is wrong with files, or settings (plan, splits), stays wrong.

@@ -8,7 +8,12 @@ rule volumes:
         validated=expand(rules.ensemble.output.segmentations, fold=PARAMS.folds),
         predictions=TEST_PREDICTIONS,
     output:
-        "results/volumes.csv",
+        report(
+            "results/volumes.csv",
+            caption="../report/volumes.rst",
+            category="Predictions",
+            labels={"table": "volumes of labels and predictions"},
+        ),
     log:
         "logs/volumes.log",
     threads: 8
@@ -48,7 +53,12 @@ rule report:
         volumes=rules.volumes.output,
         predictions=TEST_PREDICTIONS,
     output:
-        "results/report.html",
+        report(
+            "results/report.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"page": "everything on one page"},
+        ),
     log:
         "logs/report.log",
     params:

@@ -18,7 +18,12 @@ rule train:
         final="results/{configuration}/fold_{fold}/checkpoint_final.pth",
         best="results/{configuration}/fold_{fold}/checkpoint_best.pth",
         metrics="results/{configuration}/fold_{fold}/metrics.csv",
-        progress="results/{configuration}/fold_{fold}/progress.png",
+        progress=report(
+            "results/{configuration}/fold_{fold}/progress.png",
+            caption="../report/progress.rst",
+            category="Training",
+            labels={"configuration": "{configuration}", "fold": "{fold}"},
+        ),
     log:
         "logs/train/{configuration}/fold_{fold}.log",
     threads: 8
