@@ -17,7 +17,8 @@ run: $(INSTALLED) ## prepare, train, validate and ensemble fold 0 of what params
 
 test: $(INSTALLED) ## the tests
 	@# a file on one core: two teams of threads on the same cores wait for each other
-	OMP_NUM_THREADS=1 PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 slurm: $(INSTALLED) ## the plugin that profiles/slurm needs
 	$(BIN)/python -m pip install --requirement requirements.lock --requirement requirements-slurm.lock

@@ -1,23 +1,40 @@
 """A pipeline small enough to be run many times: five phantoms, a network of a few channels, three epochs."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from interop import imported
+from warm import Warm
 
 REPO = Path(__file__).resolve().parents[1]
 INTERPRETER = Path(sys.executable).parent
+PYTHON_PATH = os.environ.get("PYTHONPATH")
+# These start Snakemake, DVC or many trainings. They come first: else one worker ends with a long file, alone.
+LONG = [
+    f"test_{name}.py"
+    for name in (
+        *("pipeline", "dvc", "ranks", "dvc_remote", "while_training", "cascade", "search_pipeline", "lease", "job"),
+        *("pretended_cuda", "predict_ranks", "interrupt", "compare", "download", "cli", "init", "extend", "loop"),
+    )
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def environment() -> dict[str, str]:
@@ -73,7 +90,10 @@ class Project:
 
     def snakemake(self, *arguments: str, ok: bool = True) -> str:
         """What a call of snakemake says; it must succeed, or must fail."""
-        return run(self.command(*arguments), self.folder, ok)
+        command = self.command(*arguments)
+        if self.snakefile.is_relative_to(REPO):
+            return run_warm(command, self.folder, ok)
+        return run(command, self.folder, ok)  # a copy of the project imports its own code
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a command in a session of its own, so that it can be killed with all its children."""
@@ -119,11 +139,31 @@ def run(command: list[str], folder: Path, ok: bool = True) -> str:
     done = subprocess.run(
         command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    assert (done.returncode == 0) == ok, f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}"
-    return done.stdout
+    return checked(command, done.returncode, done.stdout, ok)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def checked(command: list[str], status: int, said: str, ok: bool) -> str:
+    assert (status == 0) == ok, f"{' '.join(command)} exited with {status}\n{said}"
+    return said
+
+
+@cache
+def warm(module: str) -> Warm:
+    """The process that has imported the module."""
+    return Warm(module, environment())
+
+
+def run_warm(command: list[str], folder: Path, ok: bool = True) -> str:
+    """`python -m module ...` by a fork of a process that has imported the module, unless a test chose what it finds."""
+    if os.environ.get("PYTHONPATH") != PYTHON_PATH:
+        return run(command, folder, ok)
+    _, _, module, *arguments = command
+    with tempfile.NamedTemporaryFile() as said:
+        status = warm(module).call(arguments, folder, environment(), Path(said.name))
+        return checked(command, status, said.read().decode(), ok)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Wait for something that another process does."""
     end = time.monotonic() + seconds
     while not condition():
@@ -134,10 +174,18 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project after one call of snakemake without a target. Only for tests that change nothing."""
-    project = Project(tmp_path_factory.mktemp("finished"))
-    project.write(tiny_params())
-    project.snakemake()
-    return project
+    worker = tmp_path_factory.getbasetemp()
+    made = (worker.parent if "PYTEST_XDIST_WORKER" in os.environ else worker) / "finished_by_the_first_worker"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            project = Project(tmp_path_factory.mktemp("finishing"))
+            project.write(tiny_params())
+            run(project.command(), project.folder)
+            project.folder.rename(made)
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(made, folder, symlinks=True, dirs_exist_ok=True)
+    return Project(folder)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from conftest import REPO, Project, run, tiny_params
+from conftest import REPO, Project, run, run_warm, tiny_params
 
 MAKE = [sys.executable, "workflow/scripts/make_dvc_yaml.py"]
 
@@ -17,7 +17,7 @@ class Repository(Project):
         return run(["git", *arguments], self.folder)
 
     def dvc(self, *arguments: str, ok: bool = True) -> str:
-        return run([sys.executable, "-m", "dvc", *arguments], self.folder, ok)
+        return run_warm([sys.executable, "-m", "dvc", *arguments], self.folder, ok)
 
     def commit(self) -> None:
         self.git("add", "--all")
