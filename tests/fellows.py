@@ -186,6 +186,7 @@ def forked(n: int, work: Callable[[Ranks], Any], out: Path) -> None:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)  # imports for seconds what each training imports
     for index, fellowship in enumerate(FELLOWSHIPS.values()):
         forked(fellowship.n, lambda fellows, one=fellowship: trained(one, fellows), out / str(index))
     for n in (2, 3):

@@ -59,7 +59,7 @@ class Call:
 
     def ended(self):
         """Its exit code, and what it said."""
-        return self.process.wait(120), self.log.read_text()
+        return self.process.wait(300), self.log.read_text()
 
     def ranks(self):
         return sorted(psutil.Process(self.process.pid).children(), key=lambda one: int(one.environ()["LOCAL_RANK"]))
@@ -108,7 +108,7 @@ def test_one_that_is_killed_or_interrupted_ends_all_and_the_next_call_goes_on(fl
     def stopped(how, n_before):
         call = Call(flat, images, out, *IN_TWO)
         killed.append(call.process.pid)
-        wait_until(lambda: len(records(out)) > n_before, 120)
+        wait_until(lambda: len(records(out)) > n_before)
         ranks = call.ranks()
         how(call, ranks)
         code, said = call.ended()

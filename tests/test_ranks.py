@@ -131,6 +131,7 @@ def test_a_fold_shared_by_two_ranks_is_the_fold_of_one(finished, tmp_path):
         (tmp_path / str(n)).mkdir()
         project = shared_project(finished, tmp_path / str(n), n)
         project.set("folds", [0])
+        project.set("predict.postprocess", False)
         project.snakemake(*goals)
         summary = json.loads((project.folder / SUMMARY).read_text())
         predicted = sorted(path.name for path in (project.folder / "results/predictions").glob("*.nii.gz"))
@@ -206,7 +207,7 @@ def test_a_killed_rank_ends_the_job_with_the_cause_and_a_rerun_goes_on(finished,
     snakemake, launcher = launched(project, killed, 2)
     victim = ranks_of(launcher)[1]
     victim.kill()
-    assert snakemake.wait(60) != 0
+    assert snakemake.wait(300) != 0
     said = project.said.read_text()
     assert f"rank 1 of 2, pid {victim.pid}" in said
     assert "found:    SIGKILL" in said
@@ -216,7 +217,7 @@ def test_a_killed_rank_ends_the_job_with_the_cause_and_a_rerun_goes_on(finished,
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):  # the first counts, and no other ends the launcher
         launcher.send_signal(number)
         time.sleep(0.05)
-    snakemake.wait(60)
+    snakemake.wait(300)
     assert not any(rank.is_running() for rank in ranks)
     assert "SIGUSR1, saved after step" in project.said.read_text()
     assert f"exit status {128 + signal.SIGUSR1}" in project.said.read_text()
