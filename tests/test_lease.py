@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import REPO, Project, environment, wait_until
@@ -98,7 +99,7 @@ class Job:
         return "waiting for" in self.said and "computes on" not in self.said
 
     def end(self):
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=300)
         assert self.process.returncode == 0, self.said
 
     def kill(self):
@@ -274,7 +275,7 @@ def test_jobs_have_a_device_each_until_they_end(pretended, start):
     assert third.devices == on_second
 
 
-FORKED, STARTED = "os.fork()", "import subprocess; subprocess.Popen(['sleep', '60'])"
+FORKED, STARTED = "os.fork()", "import subprocess; subprocess.Popen(['sleep', '120'])"
 
 
 @pytest.mark.parametrize(
@@ -283,15 +284,15 @@ FORKED, STARTED = "os.fork()", "import subprocess; subprocess.Popen(['sleep', '6
 )
 def test_a_device_is_free_when_its_job_dies_whatever_it_has_started(pretended, start, number, child):
     pretended(one("a", 10))
-    first = start(then=f"{child}\nimport time; print(os.getpid(), flush=True); time.sleep(60)")
+    first = start(then=f"{child}\nimport time; print(os.getpid(), flush=True); time.sleep(120)")
     assert first.devices == [A]
     first.process.stdout.readline()
+    (left,) = psutil.Process(first.process.pid).children()
     second = start()
     wait_until(lambda: second.waits)
     first.process.send_signal(number)
-    began = time.monotonic()
     assert second.devices == [A]
-    assert time.monotonic() - began < 30  # the child lives on
+    assert left.is_running()
 
 
 def test_who_waits_hears_for_whom(pretended, start, tmp_path):
