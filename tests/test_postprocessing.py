@@ -1,5 +1,6 @@
 """Learning what to remove: each rule's score is that of applying it, and only what helps is kept."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from segpipe.evaluation import summary
 from segpipe.evaluation.overlap import case_overlap
 from segpipe.inference import choice, postprocess, postprocess_crossval, postprocessing
 from segpipe.inference.ensemble import ensemble
+from segpipe.inference.kept import Kept
 from segpipe.inference.postprocess import Rule
 from segpipe.inference.postprocessing import Segmented
 
@@ -23,6 +25,13 @@ TWO = labels_of({"background": 0, "organ": 1, "tumour": 2})
 REGIONS = labels_of({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
 IGNORING = labels_of({"background": 0, "organ": 1, "tumour": 2, "ignore": 3})
 OUT = Path("results/crossval/postprocessing.json")
+NUMBERS = itertools.count()  # nothing is kept from one to the next
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """Relative output paths, as the workflow's."""
+    monkeypatch.chdir(tmp_path)
 
 
 class InMemory(Cases):
@@ -45,7 +54,7 @@ class InMemory(Cases):
 
 def segmented(labels, pairs, spacing_mm=(1.0, 1.0, 1.0), annotated=None):
     cases = InMemory(labels, pairs, spacing_mm, annotated)
-    return Segmented(cases, {case: Path(case) for case in cases.training}, 1)
+    return Segmented(cases, {case: Path(case) for case in cases.training}, 1, Kept(Path("state"), str(next(NUMBERS))))
 
 
 def settings(largest=True, ml=(0.004, 0.02), voxels=(4,)):
@@ -152,12 +161,6 @@ def test_nothing_is_tried_where_nothing_is_asked_for():
     assert postprocessing.learn(segmented(TWO, [blobs(0)]), settings(False, (), ())) == ([], [])
 
 
-@pytest.fixture
-def _here(tmp_path, monkeypatch):
-    """Relative output paths, as the workflow's."""
-    monkeypatch.chdir(tmp_path)
-
-
 def crossval(prepared, models):
     """Two configurations in two folds up to their ensembles and the choice; postprocessing learnt of `models`."""
     given = params(configurations=["2d", "3d_fullres"], predict__models=models, evaluate__bootstrap_resamples=100)
@@ -175,7 +178,6 @@ def crossval(prepared, models):
     return digest.read_json(OUT), summaries, made, given
 
 
-@pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize("models", ["all", "best"])
 def test_what_the_prediction_takes_is_scored_before_and_after(prepared, models):
     """The segmentations are noise around the labels: rules help a lot."""
@@ -200,7 +202,6 @@ def test_what_the_prediction_takes_is_scored_before_and_after(prepared, models):
         }
 
 
-@pytest.mark.usefixtures("_here")
 def test_a_choice_among_other_networks_is_refused(prepared):
     _, summaries, made, given = crossval(prepared, "best")
     OUT.unlink()

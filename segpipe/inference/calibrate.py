@@ -6,7 +6,6 @@ voxels, which are drawn per case: their memory is that of `calibrate.voxels`, ho
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
 from logging import getLogger
@@ -22,10 +21,13 @@ from segpipe.errors import SegpipeError, problem
 from segpipe.evaluation import calibration, summary, voxel_sample
 from segpipe.evaluation.voxel_sample import Rows, Sample
 from segpipe.inference import mean_softmax, softmax_file
-from segpipe.inference.ensemble import Member, by_fold, identity_of_all
+from segpipe.inference.ensemble import Member, by_fold, how, identity_of_all, made_of
+from segpipe.inference.kept import Kept
 from segpipe.params import Calibrate, Ensemble, Params
 
 log = getLogger(__name__)
+
+PROBABILITIES = "probabilities"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,22 @@ class _Drawn:
     sample: Sample
     probabilities: dict[str, Rows]
 
+    def save(self, path: Path) -> None:
+        """Write all arrays, as they are."""
+        arrays = {key: value for key, value in vars(self.sample).items() if key != PROBABILITIES}
+        arrays |= {f"{PROBABILITIES} {name}": rows for name, rows in self.probabilities.items()}
+        with digest.new_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, configurations: Sequence[str]) -> "_Drawn":
+        """What `save` wrote."""
+        with np.load(path) as arrays:
+            probabilities = {name: arrays[f"{PROBABILITIES} {name}"] for name in configurations}
+            first = next(iter(probabilities.values()))
+            rest = {key: arrays[key] for key in arrays.files if not key.startswith(PROBABILITIES)}
+        return cls(Sample(probabilities=first, **rest), probabilities)
+
 
 def calibrate(cases: Cases, folders: list[Path], out: Path, params: Params) -> None:
     """Write calibration.json from the validation folders of all configurations and folds.
@@ -42,17 +60,26 @@ def calibrate(cases: Cases, folders: list[Path], out: Path, params: Params) -> N
     Raises SegpipeError where the folders do not belong together, or a softmax does not fit its case.
     """
     folds = by_fold([Member.read(folder) for folder in folders], params)
+    state = out.parent / "state"
+    with digest.exclusive(state / ".calibrate.lock", "calibrating"):
+        members = [member for of_fold in folds.values() for member in of_fold.values()]
+        settings, code = params.calibrate.model_dump(mode="json"), digest.of_code("calibrate")
+        kept = Kept.of(state / "calibrate", [made_of(members), how(params), settings, code])
+        digest.write_json(out, _content(cases, folds, params, kept))
+        kept.remove()
+
+
+def _content(cases: Cases, folds: dict[str, dict[str, Member]], params: Params, kept: Kept) -> dict[str, Any]:
     jobs = [(case, fold) for fold, members in folds.items() for case in _case_ids(members, cases)]
     each = max(2, params.calibrate.voxels // len(jobs))
-    with ThreadPoolExecutor(cases.at_once(params.runtime.threads)) as pool:
-        drawn = list(pool.map(lambda job: _draw(cases, job[0], folds[job[1]], each, params.calibrate), jobs))
+    drawn = [one for members in folds.values() for one in _drawn(cases, members, each, params, kept)]
     rows = [len(one.sample.reference) for one in drawn]
     of_fold = np.repeat([fold for _, fold in jobs], rows)
     calibrations = [
         _calibration(names, sample, of_fold, cases, params.calibrate)
         for names, sample in _ensembles(drawn, params.configurations, params.ensemble)
     ]
-    content = {
+    return {
         "calibrations": calibrations,
         "cases": len(jobs),
         "settings": params.calibrate.model_dump(mode="json"),
@@ -61,7 +88,20 @@ def calibrate(cases: Cases, folders: list[Path], out: Path, params: Params) -> N
         "labels": cases.labels.to_json(),
         "versions": summary.versions(),
     }
-    digest.write_json(out, content)
+
+
+def _drawn(cases: Cases, members: dict[str, Member], each: int, params: Params, kept: Kept) -> list[_Drawn]:
+    """Up to `each` voxels of every case of a fold."""
+    ids, part = _case_ids(members, cases), f"fold_{next(iter(members.values())).summary['fold']}"
+
+    def file(case: str) -> Path:
+        return kept.path(part) / f"{case}.npz"
+
+    def draw(case: str) -> None:
+        _draw(cases, case, members, each, params.calibrate).save(file(case))
+
+    kept.each(part, ids, draw, cases.at_once(params.runtime.threads), file)
+    return [_Drawn.load(file(case), params.configurations) for case in ids]
 
 
 def temperature(content: dict[str, Any], configurations: Sequence[str]) -> float:

@@ -5,7 +5,6 @@ validation says, several by the mean of their saved softmax, as the prediction a
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from logging import getLogger
@@ -22,7 +21,8 @@ from segpipe.evaluation import intervals, summary
 from segpipe.evaluation.intervals import Units
 from segpipe.evaluation.overlap import Numbers, case_overlap
 from segpipe.inference import mean_softmax
-from segpipe.inference.ensemble import Member, by_fold, identity_of_all
+from segpipe.inference.ensemble import Member, by_fold, how, identity_of_all, made_of
+from segpipe.inference.kept import Kept
 from segpipe.params import Params, section
 
 log = getLogger(__name__)
@@ -63,8 +63,12 @@ def choose(cases: Cases, folders: list[Path], out: Path, params: Params) -> None
     cases has nothing for some.
     """
     folds = by_fold([Member.read(folder) for folder in folders], params)
-    with digest.exclusive(out.parent / "state" / ".choice.lock", "choosing among configurations"):
-        candidates, of = _candidates(cases, folds, params), _units(cases, folds, params)
+    state = out.parent / "state"
+    with digest.exclusive(state / ".choice.lock", "choosing among configurations"):
+        members = [member for of_fold in folds.values() for member in of_fold.values()]
+        code = digest.of_code("choose")
+        kept = Kept.of(state / "choice", [made_of(members), how(params), params.choose.largest, code])
+        candidates, of = _candidates(cases, folds, params, kept), _units(cases, folds, params)
         best, chosen = select(candidates, params.choose.measure, params.choose.margin)
         content = {
             "chosen": list(chosen.members),
@@ -77,6 +81,7 @@ def choose(cases: Cases, folders: list[Path], out: Path, params: Params) -> None
             "versions": summary.versions(),
         }
         digest.write_json(out, content)
+        kept.remove()
     mean = summary.readable(chosen.mean(params.choose.measure))
     log.info("chosen: %s; mean foreground %s %s", " + ".join(chosen.members), params.choose.measure, mean)
 
@@ -102,14 +107,15 @@ def select(candidates: Sequence[Candidate], measure: str, margin: float) -> tupl
     return candidates[int(np.argmax(means))], candidates[first]
 
 
-def _candidates(cases: Cases, folds: dict[str, dict[str, Member]], params: Params) -> list[Candidate]:
+def _candidates(cases: Cases, folds: dict[str, dict[str, Member]], params: Params, kept: Kept) -> list[Candidate]:
     names = params.configurations
     several = [group for n in range(2, params.choose.largest + 1) for group in combinations(range(len(names)), n)]
     found = [Candidate((name,), {fold: _alone(of_fold[name]) for fold, of_fold in folds.items()}) for name in names]
     if not several:
         return found
     scored = {
-        fold: _together(cases, [of_fold[name] for name in names], several, params) for fold, of_fold in folds.items()
+        fold: _together(cases, [of_fold[name] for name in names], several, params, kept)
+        for fold, of_fold in folds.items()
     }
     for index, group in enumerate(several):
         members = tuple(names[number] for number in group)
@@ -132,7 +138,7 @@ def _alone(member: Member) -> list[Scores]:
 
 
 def _together(
-    cases: Cases, members: list[Member], groups: Sequence[Sequence[int]], params: Params
+    cases: Cases, members: list[Member], groups: Sequence[Sequence[int]], params: Params, kept: Kept
 ) -> list[list[Scores]]:
     """Of each case of a fold, the scores of every group."""
     weights = params.ensemble.of([member.configuration for member in members])
@@ -145,8 +151,8 @@ def _together(
 
     ids = _ids(members[0], cases)
     shapes = [cases.entry(case)["shape"] for case in ids]
-    with ThreadPoolExecutor(mean_softmax.at_once(shapes, params.runtime.threads, len(groups))) as pool:
-        return list(pool.map(score, ids))
+    at_once = mean_softmax.at_once(shapes, params.runtime.threads, len(groups))
+    return kept.each(f"fold_{members[0].summary['fold']}", ids, score, at_once)
 
 
 def _listed(candidate: Candidate, best: Candidate, of: Units, params: Params) -> dict[str, Any]:

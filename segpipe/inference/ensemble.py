@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -16,10 +15,12 @@ from segpipe.data import image
 from segpipe.data.cases import Cases
 from segpipe.evaluation import metrics, summary
 from segpipe.inference import mean_softmax
+from segpipe.inference.kept import Kept
 from segpipe.params import Evaluate, Params
 
 log = getLogger(__name__)
 
+SEGMENTATIONS = "segmentations"
 SHARED = ("dataset", "checkpoint", "validate")  # of the identities, what every member has in common
 
 
@@ -59,14 +60,18 @@ def ensemble(cases: Cases, folders: list[Path], out: Path, params: Params) -> No
     """
     members = [Member.read(folder) for folder in folders]
     belong_together(members)
-    with digest.exclusive(out.parent / "state" / ".lock", f"ensemble of {len(members)}"):
+    state = out.parent / "state"
+    with digest.exclusive(state / ".lock", f"ensemble of {len(members)}"):
+        kept = Kept.of(state / "ensemble", [made_of(members), how(params), digest.of_code("ensemble")])
+        work = _Ensemble(cases, members, kept, out, params)
+        rows = _average_all(work) if len(members) > 1 else _take_over(members[0], out)
+        source = kept.path(SEGMENTATIONS) if len(members) > 1 else members[0].folder / SEGMENTATIONS
         out.unlink(missing_ok=True)  # never an old summary beside new segmentations
-        with digest.new_folder(out.parent / "segmentations") as folder:
-            if len(members) == 1:
-                rows = _take_over(members[0], folder, out)
-            else:
-                rows = _average_all(_Ensemble(cases, members, folder, out, params))
+        with digest.new_folder(out.parent / SEGMENTATIONS) as folder:
+            for name in members[0].cases:
+                image.copy(source / name, folder)
         digest.write_json(out, _summary(members, rows, params))
+        kept.remove()
     dice = summary.readable(summary.tables(rows)["foreground_mean"]["Dice"])
     log.info("fold %s: mean foreground Dice %s", members[0].summary["fold"], dice)
 
@@ -82,6 +87,16 @@ def belong_together(members: Sequence[Member]) -> None:
         return {**identity, "fold": member.summary["fold"], "cases": digest.of(member.cases)}
 
     summary.require_same("members", {os.fspath(member.folder): shared(member) for member in members})
+
+
+def made_of(members: Sequence[Member]) -> list[str]:
+    """Identities of validations, down to what they say of each case."""
+    return [digest.of_file(member.folder / "summary.json") for member in members]
+
+
+def how(params: Params) -> str:
+    """Identity of the settings that averaging and scoring follow."""
+    return digest.of([params.configurations, params.ensemble.of(params.configurations), params.evaluate.scoring()])
 
 
 def by_fold(members: Sequence[Member], params: Params) -> dict[str, dict[str, Member]]:
@@ -113,38 +128,40 @@ def identity_of_all(folds: dict[str, dict[str, Member]], params: Params) -> dict
     }
 
 
-def _take_over(member: Member, folder: Path, out: Path) -> list[summary.CaseRow]:
-    rows = []
-    for name, row in zip(member.cases, member.summary["metric_per_case"], strict=True):
-        image.copy(member.folder / "segmentations" / name, folder)
-        rows.append({**row, "prediction_file": os.fspath(out.parent / "segmentations" / name)})
-    return rows
+def _take_over(member: Member, out: Path) -> list[summary.CaseRow]:
+    return [
+        {**row, "prediction_file": os.fspath(out.parent / SEGMENTATIONS / name)}
+        for name, row in zip(member.cases, member.summary["metric_per_case"], strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """What is averaged, and where it goes: segmentations into `folder`, which becomes that beside `out`."""
+    """What is averaged; segmentations wait in what is kept until all are done, and then go beside `out`."""
 
     cases: Cases
     members: list[Member]
-    folder: Path
+    kept: Kept
     out: Path
     params: Params
 
+    def file(self, case: str) -> Path:
+        """A finished segmentation."""
+        return self.kept.path(SEGMENTATIONS) / f"{case}{self.cases.label_ending}"
+
 
 def _average_all(work: _Ensemble) -> list[summary.CaseRow]:
-    names = work.members[0].cases
-    shapes = [work.cases.entry(name.removesuffix(work.cases.label_ending))["shape"] for name in names]
-    with ThreadPoolExecutor(mean_softmax.at_once(shapes, work.params.runtime.threads)) as pool:
-        return list(pool.map(lambda name: _average(work, name), names))
+    ids = [name.removesuffix(work.cases.label_ending) for name in work.members[0].cases]
+    at_once = mean_softmax.at_once([work.cases.entry(case)["shape"] for case in ids], work.params.runtime.threads)
+    return work.kept.each("ensemble", ids, lambda case: _average(work, case), at_once, work.file)
 
 
-def _average(work: _Ensemble, name: str) -> summary.CaseRow:
-    cases, case = work.cases, name.removesuffix(work.cases.label_ending)
+def _average(work: _Ensemble, case: str) -> summary.CaseRow:
+    cases, path = work.cases, work.file(case)
     weights = work.params.ensemble.of([member.configuration for member in work.members])
     segmentation = mean_softmax.label_map([member.softmax(case) for member in work.members], weights, cases.labels)
-    cases.write_segmentation(work.folder / name, segmentation, case)
-    return scored(cases, case, segmentation, work.out.parent / "segmentations" / name, work.params.evaluate)
+    cases.write_segmentation(path, segmentation, case)
+    return scored(cases, case, segmentation, work.out.parent / SEGMENTATIONS / path.name, work.params.evaluate)
 
 
 def scored(cases: Cases, case: str, segmentation: NDArray[np.int16], path: Path, settings: Evaluate) -> summary.CaseRow:

@@ -13,7 +13,8 @@ from segpipe import digest
 from segpipe.data.cases import Cases
 from segpipe.evaluation import summary
 from segpipe.inference import choice, mean_softmax, postprocess, postprocessing
-from segpipe.inference.ensemble import Member, scored
+from segpipe.inference.ensemble import Member, how, scored
+from segpipe.inference.kept import Kept
 from segpipe.inference.postprocess import Rule
 from segpipe.inference.postprocessing import Segmented
 from segpipe.params import Params, section
@@ -41,10 +42,12 @@ def learn(cases: Cases, summaries: Sequence[Path], validations: Sequence[Path], 
         beside `out`, where the best of them counts
     Raises SegpipeError where the folds do not belong together.
     """
-    with digest.exclusive(out.parent / "state" / ".postprocess.lock", "learning what to remove"):
+    state = out.parent / "state"
+    with digest.exclusive(state / ".postprocess.lock", "learning what to remove"):
         is_best = params.predict.models == "best"
-        predicted = _best(cases, validations, out, params) if is_best else _all(cases, summaries)
-        of = Segmented(cases, predicted.files, params.runtime.threads)
+        kept_cases = _kept(state / "postprocess", summaries, validations, out, params)
+        predicted = _best(cases, validations, out, params, kept_cases) if is_best else _all(cases, summaries)
+        of = Segmented(cases, predicted.files, params.runtime.threads, kept_cases)
         kept, tried = postprocessing.learn(of, params.postprocess)
         rows = _after(of, predicted, kept, params)
         content = {
@@ -60,7 +63,18 @@ def learn(cases: Cases, summaries: Sequence[Path], validations: Sequence[Path], 
             "versions": summary.versions(),
         }
         digest.write_json(out, content)
+        kept_cases.remove()
     log.info("postprocessing: %d of %d rules kept", len(kept), len(tried))
+
+
+def _kept(folder: Path, summaries: Sequence[Path], validations: Sequence[Path], out: Path, params: Params) -> Kept:
+    choice_path = out.parent / "model_choice.json"
+    is_best = params.predict.models == "best"
+    files = [*summaries, *(path / "summary.json" for path in validations), *([choice_path] if is_best else [])]
+    made_of = [digest.of_file(path) for path in files]
+    return Kept.of(
+        folder, [made_of, section(params, "postprocess"), is_best, how(params), digest.of_code("postprocess")]
+    )
 
 
 def _means(rows: list[summary.CaseRow]) -> dict[str, Any]:
@@ -77,7 +91,7 @@ def _all(cases: Cases, summaries: Sequence[Path]) -> Predicted:
     return Predicted(list(first["members"]), files, rows, first["identity"])
 
 
-def _best(cases: Cases, validations: Sequence[Path], out: Path, params: Params) -> Predicted:
+def _best(cases: Cases, validations: Sequence[Path], out: Path, params: Params, kept: Kept) -> Predicted:
     chosen = digest.read_json(out.parent / "model_choice.json")
     members = [Member.read(folder) for folder in validations]
     folds: dict[str, list[Member]] = {}
@@ -91,14 +105,14 @@ def _best(cases: Cases, validations: Sequence[Path], out: Path, params: Params) 
         rows |= {_case(row, cases): row for row in of_fold[0].summary["metric_per_case"]}
     files = {case: Path(row["prediction_file"]) for case, row in rows.items()}
     if len(chosen["chosen"]) > 1:
-        files = _averaged(cases, list(folds.values()), out.parent / "state/segmentations", params)
-        of = Segmented(cases, files, params.runtime.threads)
-        again = of.each(lambda case: scored(cases, case, of.read(case, []), files[case], params.evaluate))
+        files = _averaged(cases, list(folds.values()), out.parent / "state/segmentations", params, kept)
+        of = Segmented(cases, files, params.runtime.threads, kept)
+        again = of.each("before", lambda case: scored(cases, case, of.read(case, []), files[case], params.evaluate))
         rows = dict(zip(files, again, strict=True))
     return Predicted(chosen["chosen"], files, rows, identity)
 
 
-def _averaged(cases: Cases, folds: list[list[Member]], folder: Path, params: Params) -> dict[str, Path]:
+def _averaged(cases: Cases, folds: list[list[Member]], folder: Path, params: Params, kept: Kept) -> dict[str, Path]:
     """Segmentations of the mean softmax of the members of each fold, in an undeclared folder."""
     of_case = {name.removesuffix(cases.label_ending): members for members in folds for name in members[0].cases}
     files = {case: folder / f"{case}{cases.label_ending}" for case in of_case}
@@ -108,7 +122,7 @@ def _averaged(cases: Cases, folds: list[list[Member]], folder: Path, params: Par
         paths = [member.softmax(case) for member in of_case[case]]
         cases.write_segmentation(files[case], mean_softmax.label_map(paths, weights, cases.labels), case)
 
-    Segmented(cases, files, params.runtime.threads).each(average)
+    Segmented(cases, files, params.runtime.threads, kept).each("average", average, files.__getitem__)
     return files
 
 
@@ -121,7 +135,7 @@ def _after(of: Segmented, predicted: Predicted, kept: Sequence[Rule], params: Pa
             return predicted.rows[case]
         return scored(of.cases, case, segmentation, predicted.files[case], params.evaluate)
 
-    return of.each(after) if kept else list(predicted.rows.values())
+    return of.each("after", after) if kept else list(predicted.rows.values())
 
 
 def _case(row: summary.CaseRow, cases: Cases) -> str:

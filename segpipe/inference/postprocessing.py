@@ -7,7 +7,6 @@ tried one after the other, each on what the rules before left; plain classes are
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from logging import getLogger
@@ -17,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe import digest
 from segpipe.data.cases import Cases
 from segpipe.data.formats.grid import SLICE_THICKNESS_2D
 from segpipe.evaluation import summary
 from segpipe.evaluation.overlap import Numbers, case_overlap
 from segpipe.inference import mean_softmax, postprocess
+from segpipe.inference.kept import Kept
 from segpipe.inference.postprocess import Components, Rule
 from segpipe.params import Postprocess
 
@@ -37,17 +38,18 @@ class Segmented:
 
     files : the segmentation of each case
     threads : None for all that the process has
+    kept : what has been worked out of each case
     """
 
     cases: Cases
     files: Mapping[str, Path]
     threads: int | None
+    kept: Kept
 
-    def each(self, work: Callable[[str], Any]) -> list[Any]:
-        """What a function says of every case, several at once."""
+    def each(self, part: str, work: Callable[[str], Any], file: Callable[[str], Path] | None = None) -> list[Any]:
+        """What a function says of every case, several at once; see `Kept.each`."""
         shapes = [self.cases.entry(case)["shape"] for case in self.files]
-        with ThreadPoolExecutor(mean_softmax.at_once(shapes, self.threads)) as pool:
-            return list(pool.map(work, self.files))
+        return self.kept.each(part, list(self.files), work, mean_softmax.at_once(shapes, self.threads), file)
 
     def spacing_mm(self, case: str) -> list[float]:
         """(Z, Y, X)."""
@@ -106,20 +108,22 @@ def _grouped(stage: Sequence[Rule]) -> list[list[Rule]]:
 
 def _scores(of: Segmented, kept: Sequence[Rule], stage: Sequence[Rule]) -> tuple[Dice, dict[Rule, Dice]]:
     """The mean Dice of each class after the kept rules, and after each rule of the stage in addition."""
-    scored = of.each(lambda case: _score(of, case, kept, stage))
+    # what a stage says follows from the rules before it, too
+    part = f"stage_{digest.of([[postprocess.to_json(rule) for rule in rules] for rules in (kept, stage)])}"
+    scored = of.each(part, lambda case: _score(of, case, kept, stage))
     before = _means([numbers for numbers, _ in scored])
-    return before, {rule: _means([after[rule] for _, after in scored]) for rule in stage}
+    return before, {rule: _means([after[index] for _, after in scored]) for index, rule in enumerate(stage)}
 
 
 def _score(
     of: Segmented, case: str, kept: Sequence[Rule], stage: Sequence[Rule]
-) -> tuple[dict[str, Numbers], dict[Rule, dict[str, Numbers]]]:
-    """The counts of a case before, and after each rule: less those of the voxels that the rule removes."""
+) -> tuple[dict[str, Numbers], list[dict[str, Numbers]]]:
+    """The counts of a case before, and after each rule of the stage: less those of the voxels that the rule removes."""
     cases, labels, spacing_mm = of.cases, of.cases.labels, of.spacing_mm(case)
     segmentation, reference = of.read(case, kept), cases.read_label(case)
     before = case_overlap(segmentation, reference, labels, cases.annotated(case))
     boxes = postprocess.boxes(segmentation)
-    after = {}
+    after: dict[Rule, dict[str, Numbers]] = {}
     for rules in _grouped(stage):
         components = Components.of(segmentation, postprocess.values_of(rules[0], labels), boxes)
         predicted, true = segmentation[components.box], reference[components.box]
@@ -127,7 +131,7 @@ def _score(
             gone = components.removed(rule, spacing_mm)
             lost = case_overlap(predicted[gone], true[gone], labels, cases.annotated(case)) if gone.any() else {}
             after[rule] = {key: _without(numbers, lost[key]) if lost else numbers for key, numbers in before.items()}
-    return before, after
+    return before, [after[rule] for rule in stage]
 
 
 def _without(numbers: Numbers, lost: Numbers) -> Numbers:
