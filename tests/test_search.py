@@ -100,8 +100,6 @@ def test_all_trials_are_trained_and_the_best_is_written_where_people_and_the_pip
     different = [line for line in (out / "best_params.yaml").read_text().splitlines() if line not in lines]
     rate = float(best["train.optimiser.learning_rate"])
     assert rate == 0.01 or [line.split("#")[0].strip() for line in different] == [f"learning_rate: {rate}"]
-    for name in ("history", "curves", "slices", "importances"):
-        assert (out / f"{name}.png").stat().st_size > 5000
 
     kept = {path.relative_to(search.folder).parts[0] for path in search.folder.rglob("*.pth")}
     assert kept == {f"trial_{best['number']}"}

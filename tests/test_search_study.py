@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from tiny import params
 
-from segpipe.search import kept, plots
+from segpipe.search import kept
 from segpipe.search.study import PRESENT, REASON, Search
 
 RANGES = {
@@ -258,17 +258,3 @@ def test_checkpoints_are_kept_of_the_best_and_of_what_runs(opened):
         {"metrics.csv", "diverged.pth", "latest.pth", "checkpoint_final.pth"},
     )
     assert files == {0: ended, 1: whole, 2: ended, 3: whole}
-
-
-def test_numbers_of_curves_that_end_at_one_place_stand_beside_each_other(opened):
-    search = opened()
-    for value in (0.5, 0.501, 0.9, 0.5):
-        taken = search.take()
-        for epoch in (1, 2):
-            taken.trial.report(value / 2 * epoch, epoch)
-        search.finish(taken, value)
-    texts = plots.curves(search).axes[0].texts
-    shifts = {text.get_text(): text.get_position()[0] for text in texts}
-    assert set(shifts) == {"0", "1", "2", "3"}
-    assert shifts["0"] != shifts["1"] != shifts["3"] != shifts["0"]
-    assert shifts["2"] == min(shifts.values())

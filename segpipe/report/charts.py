@@ -18,14 +18,21 @@ class Line:
     points: list[tuple[float, float]]
 
 
-def chart(title: str, lines: Sequence[Line], low: float | None = None, high: float | None = None) -> str:
+def chart(
+    title: str,
+    lines: Sequence[Line],
+    low: float | None = None,
+    high: float | None = None,
+    below: Sequence[tuple[float, str]] = (),
+) -> str:
     """One chart, nothing without lines.
 
     low, high : ends of the axis of the values, where they do not follow from the lines
+    below : places across that lie in it, and what is written there; none: round ones
     """
     if not lines:
         return ""
-    places = [place for line in lines for place, _ in line.points]
+    places = [*(place for line in lines for place, _ in line.points), *(place for place, _ in below)]
     values = [value for line in lines for _, value in line.points]
     ticks = nice(min(values) if low is None else low, max(values) if high is None else high, 5)
     first, last = min(places), max(places)
@@ -37,29 +44,38 @@ def chart(title: str, lines: Sequence[Line], low: float | None = None, high: flo
         return TOP + (ticks[-1] - value) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM)
 
     shown = "".join(_line(line, x, y) for line in lines)
+    axes = _across(ticks, y) + _under(below or _round_places(first, last), x)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>'
-        f'<text class="name" x="{LEFT}" y="12">{escape(title)}</text>{_axes(ticks, first, last, x, y)}{shown}</svg>'
+        f'<text class="name" x="{LEFT}" y="12">{escape(title)}</text>{axes}{shown}</svg>'
     )
 
 
 Place = Callable[[float], float]
 
 
-def _axes(ticks: list[float], first: float, last: float, x: Place, y: Place) -> str:
-    """Lines across at the ticks and their values, and round places below, of whole numbers whole ones."""
+def _across(ticks: list[float], y: Place) -> str:
+    """Lines at the ticks, and their values."""
     step = ticks[1] - ticks[0]
-    across = "".join(
+    return "".join(
         f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - 8}"></path>'
         f'<text x="{LEFT - 5}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{_readable(tick, step)}</text>'
         for tick in ticks
     )
-    whole = float(first).is_integer() and last - first > 1
-    below = [place for place in nice(first, last, 4) if first <= place <= last and (not whole or place == int(place))]
-    under = "".join(
-        f'<text x="{x(place):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{place:g}</text>' for place in below or [first]
+
+
+def _under(places: Sequence[tuple[float, str]], x: Place) -> str:
+    return "".join(
+        f'<text x="{x(place):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(said)}</text>'
+        for place, said in places
     )
-    return across + under
+
+
+def _round_places(first: float, last: float) -> list[tuple[float, str]]:
+    """Of whole numbers whole ones."""
+    whole = float(first).is_integer() and last - first > 1
+    found = [place for place in nice(first, last, 4) if first <= place <= last and (not whole or place == int(place))]
+    return [(place, f"{place:g}") for place in found or [first]]
 
 
 def nice(low: float, high: float, about: int) -> list[float]:

@@ -16,7 +16,7 @@ thead th { vertical-align: bottom; }
 small { opacity: .75; white-space: nowrap; }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: .6rem; }
-.chart { width: 100%; height: auto; font-size: 11px; }
+.chart { width: 100%; height: auto; font-size: 11px; overflow: visible; }
 .chart text { fill: currentColor; }
 .chart .name { font-weight: 600; }
 .chart polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }

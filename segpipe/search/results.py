@@ -10,7 +10,7 @@ from segpipe import digest
 from segpipe.errors import SegpipeError, problem
 from segpipe.params import PARAMS_FILE, Params
 from segpipe.params.editing import changed
-from segpipe.search import kept, plots, table
+from segpipe.search import kept, table
 from segpipe.search.study import PRESENT, REASON, Search, listed
 
 log = getLogger(__name__)
@@ -18,8 +18,8 @@ log = getLogger(__name__)
 POLL_S, REMIND_S = 1.0, 60.0
 
 
-def write(markers: list[Path], params: Params, out: Path) -> None:
-    """Write trials.csv, plots and best_params.yaml of the search that the workers took part in.
+def write(markers: list[Path], params: Params, out: Path) -> Search:
+    """Write trials.csv and best_params.yaml of the search that the workers took part in, which is returned.
 
     markers : the files that the workers left
     out : folder; the studies lie in it as well
@@ -32,10 +32,10 @@ def write(markers: list[Path], params: Params, out: Path) -> None:
         raise SegpipeError(_none_finished(search))
     kept.tidy(search)
     table.write(search, out)
-    plots.draw(search, out)
     digest.write_text(out / "best_params.yaml", changed(PARAMS_FILE.read_text(), search.values(best), PARAMS_FILE))
     kept.publish(search.folder_of(best.number), out.parent)
     log.info("%s", summary(search, best, params))
+    return search
 
 
 def _wait(search: Search, markers: list[Path]) -> None:

@@ -77,9 +77,11 @@ rule search:
     output:
         "results/search/trials.csv",
         "results/search/best_params.yaml",
-        expand(
-            "results/search/{plot}.png",
-            plot=["history", "curves", "slices", "importances"],
+        report(
+            "results/search/report.html",
+            caption="../report/search.rst",
+            category="Search",
+            labels={"page": "trials and the best settings"},
         ),
     log:
         "logs/search/search.log",
@@ -88,6 +90,6 @@ rule search:
         settings=digest_of("params.yaml"),
         code=digest.of_code("search"),
     message:
-        "search: the table of all trials, plots, the best params.yaml"
+        "search: the table of all trials, a page about them, the best params.yaml"
     shell:
         "python {params.script} --workers {input.workers} --out results/search --log {log}"

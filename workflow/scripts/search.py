@@ -8,13 +8,15 @@ from segpipe.params import Params
 
 
 def main(args: Namespace, params: Params) -> None:
-    """Write trials.csv, plots and best_params.yaml into the folder --out."""
+    """Write trials.csv, best_params.yaml and report.html into the folder --out."""
     from segpipe.search.installed import require_optuna
 
     require_optuna()
+    from segpipe.report import search_page
     from segpipe.search import results
 
-    results.write([Path(path) for path in args.workers], params, Path(args.out))
+    search = results.write([Path(path) for path in args.workers], params, Path(args.out))
+    search_page.write(search, params, Path(args.out))
 
 
 if __name__ == "__main__":
