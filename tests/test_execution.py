@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from memory import setup, training, weights
-from tiny import params, planned
+from tiny import labels_of, params, planned
 from torch import nn
 
 from segpipe.training import execution
 from segpipe.training.execution import Execution
 from segpipe.training.loop import evaluate, train_step
+from segpipe.training.loss import SegmentationLoss
 from segpipe.training.network import create, outputs
 from segpipe.training.unet import ConvBlock
 
@@ -142,6 +143,32 @@ def test_a_block_is_its_parts_without_copies(n_axes, nonlinear, dtype):
     assert "CopySlices" not in str(graph_of(results[0]))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("nonlinear", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 32, 16, 32), (2, 3, 6, 10)])  # the first is added up in parts
+def test_a_compiled_block_is_the_block(shape, nonlinear, channels_last):
+    torch.manual_seed(0)
+    n_axes, x = len(shape) - 2, torch.randn(shape) + 2
+    block = ConvBlock(3, 4, [3] * n_axes, [1] * n_axes, nonlinear=nonlinear)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, 0.5, 0.5)
+    execution = Execution(channels_last, "never", falls_back=False)
+    execution.lay_out(block)
+    weights = torch.randn(2, 4, *shape[2:])
+    results = []
+    for module in (block, torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=False)):
+        block.zero_grad()
+        given = execution.laid_out(x).requires_grad_()
+        result = module(given)
+        (result * weights).sum().backward()
+        results.append([result, given.grad, *(parameter.grad for parameter in block.parameters())])
+        given.grad = None
+    assert results[0][0].stride() == results[1][0].stride()
+    for (name, _), one, other in zip([("", 0), ("x", 0), *block.named_parameters()], *results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-2 if name == "conv.bias" else 1e-4), name
+    assert not results[1][3].any()  # of the bias that the norm takes away again
+
+
 def graph_of(result):
     """Names of what will be differentiated."""
     names, left = [], [result.grad_fn]
@@ -165,6 +192,32 @@ def test_the_running_mean_and_the_optimiser_take_over_the_layout():
 
 
 # compiling
+
+
+LABELS = {
+    "plain": ({"background": 0, "one": 1, "two": 2}, None),
+    "regions, ignore label": ({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, [1, 2]),
+}
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("named", LABELS)
+def test_the_loss_is_one_graph(named, batch_dice):
+    """From the first step on; what is cached at its first use would have ended the graph there."""
+    labels, graphs = labels_of(*LABELS[named]), []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    loss = SegmentationLoss(params().train.loss, labels, batch_dice)
+    n, label = len(labels.heads), torch.zeros(2, 8, 8, dtype=torch.int64)
+    logits = [torch.zeros(2, n, 8, 8, requires_grad=True), torch.zeros(2, n, 4, 4, requires_grad=True)]
+    compiled = torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)
+    for _ in range(2):
+        compiled(logits, label, None, torch.ones(2, n, dtype=torch.bool))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

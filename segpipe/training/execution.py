@@ -25,6 +25,7 @@ log = getLogger(__name__)
 # nnU-Net, whose networks these are, compiles on CUDA by default.
 PAYS_AFTER = 5000
 MOST_COMPILERS = 8  # processes
+MOST_READS = 8  # that are done again and not kept; norm_and_activation has six
 C_COMPILERS = ("cc", "gcc", "clang")  # Triton builds its launchers with one
 
 Forward = Callable[[nn.Module, Tensor, int], list[Tensor]]
@@ -100,12 +101,14 @@ class Execution:
 def _set_compiler() -> None:
     """Compile the backward pass with the forward pass, where its failure is met, and by few processes.
 
-    Inductor starts as many as there are cores, up to 32, in each job of a machine.
+    Inductor starts as many as there are cores, up to 32, in each job of a machine. It writes to memory what is computed
+    from more than four others and used twice, as the gradient of an activation is: a pass of float32 numbers.
     """
     import torch._functorch.config  # noqa: PLC0415  # half a second that only compiling needs
     import torch._inductor.config  # noqa: PLC0415
 
     torch._functorch.config.force_non_lazy_backward_lowering = True
+    torch._inductor.config.realize_reads_threshold = MOST_READS
     torch._inductor.config.compile_threads = min(MOST_COMPILERS, torch.get_num_threads())
 
 

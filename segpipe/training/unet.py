@@ -9,8 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.prepare.plan import Configuration
+from segpipe.training.fused import norm_and_activation
 
 NEGATIVE_SLOPE = 1e-2
+
+
+def require_voxels(x: Tensor) -> None:
+    """Raise ValueError for feature maps of one voxel."""
+    if x[0, 0].numel() == 1:
+        raise ValueError(f"a feature map of one voxel, {tuple(x.shape)}, whose norm is 0: use a larger patch")
 
 
 class _AnyLayout:
@@ -27,8 +34,7 @@ class _AnyLayout:
 
     def flat(self, x: Tensor) -> Tensor:
         """Of a contiguous (B, C, ...), as torch computes it: (1, B C, ...). Raises ValueError for maps of one voxel."""
-        if x[0, 0].numel() == 1:
-            raise ValueError(f"a feature map of one voxel, {tuple(x.shape)}, whose norm is 0: use a larger patch")
+        require_voxels(x)
         scale, shift = self.weight.repeat(len(x)), self.bias.repeat(len(x))  # type: ignore[attr-defined]
         samples = x.reshape(1, -1, *x.shape[2:])
         if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -67,12 +73,25 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n_in, ...) to (B, n_out, ...)."""
+        if torch.compiler.is_dynamo_compiling():
+            return self.compiled(x)
         x = self.conv(x)
         if not x.is_contiguous():
             result: Tensor = self.nonlin(self.norm(x))
             return result
         # activated before it has its shape: after work in place on a view autograd copies the map four times
         return self.nonlin(self.norm.flat(x)).view(x.shape)
+
+    def compiled(self, x: Tensor) -> Tensor:
+        """The same, for torch.compile, but for the bias of the convolution, which the norm would take away again.
+
+        Its gradient is 0, as it is but for rounding. Adding it is a pass over the map, its gradient another.
+        """
+        x = self.conv._conv_forward(x, self.conv.weight, None)
+        require_voxels(x)
+        bias = self.norm.bias if self.conv.bias is None else self.norm.bias + 0 * self.conv.bias
+        slope = 1.0 if isinstance(self.nonlin, nn.Identity) else NEGATIVE_SLOPE
+        return norm_and_activation(x, self.norm.weight, bias, self.norm.eps, slope)
 
 
 class StackedConvBlocks(nn.Module):
