@@ -216,13 +216,14 @@ VARIANTS = {
 
 
 def case_of(shape, n_channels):
-    """Smooth noise, a border of zeros and a hole: something to crop, and something that masks differ in."""
+    """Smooth noise in zeros: a border to crop, a corner that stays outside of masks, and a hole that does not."""
     rng = np.random.default_rng(1)
     coarse = rng.normal(size=(n_channels, *(-(-n // 3) for n in shape)))
     array = np.kron(coarse, np.ones((1, 3, 3, 3)))[:, : shape[0], : shape[1], : shape[2]]
     array = (array + 0.2 * rng.normal(size=array.shape)).astype(np.float32)
     array[:, :, :2] = array[:, :, :, -3:] = array[:, :1] = 0
-    array[:, 3:5, 6:9, 7:10] = 0
+    array[:, :4, :8, :9] = 0
+    array[:, 3:5, 9:12, 11:14] = 0
     return array
 
 

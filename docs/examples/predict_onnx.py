@@ -73,12 +73,15 @@ def resample(array, shape, separate, order):
 
 def resample_image(channel, shape, separate, rules):
     """A channel, within the range that it had; along a separate axis within that of the slice."""
+    result = resample(channel, shape, separate, rules["order"])
+    if not rules["clip_to_range"]:
+        return result
     within = tuple(axis for axis in range(3) if axis != separate)
     limits = [
         resample(np.broadcast_to(limit(within, keepdims=True), channel.shape), shape, separate, 0)
         for limit in (channel.min, channel.max)
     ]
-    return np.clip(resample(channel, shape, separate, rules["order"]), *limits)
+    return np.clip(result, *limits)
 
 
 def resample_segmentation(segmentation, shape, separate, rules):
