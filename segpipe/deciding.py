@@ -16,6 +16,7 @@ PREDICT_STORED = (
     *READ_CASES,
     "prepare/spacing.py",
     "prepare/resample.py",
+    "training/fused.py",
     "training/unet.py",
     "training/resenc.py",
     "training/network.py",
@@ -89,6 +90,7 @@ DECIDING_MODULES = {
         "training/previous.py",
         "training/feed.py",
         "training/execution.py",
+        "training/fused.py",
         "training/unet.py",
         "training/resenc.py",
         "training/network.py",
@@ -163,6 +165,7 @@ DECIDING_MODULES = {
     ),
     "predict": (
         *PREPARE_CASE,
+        "training/fused.py",
         "training/unet.py",
         "training/resenc.py",
         "training/network.py",
