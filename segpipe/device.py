@@ -26,16 +26,23 @@ MOST_FILES = 65536  # asked for where the system sets no limit; macOS refuses to
 
 
 def start(runtime: Runtime, gpu_bytes: float) -> torch.device:
+    """`begin` as params.yaml says."""
+    return begin(runtime.device, runtime.threads, gpu_bytes, "params.yaml: runtime.device")
+
+
+def begin(wanted: str, threads: int | None, gpu_bytes: float, where: str) -> torch.device:
     """Set threads and allocator of this process and return its device: of the GPUs one that is kept until it ends.
 
+    wanted : name of the device; where : who named it, for the message
+    threads : None for all that the process has
     gpu_bytes : memory of a GPU that this job keeps within, if others share it
-    Raises SegpipeError where the device that params.yaml names is absent.
+    Raises SegpipeError where the device is absent.
     """
-    if runtime.threads:
-        torch.set_num_threads(max(1, runtime.threads // launched.n_ranks()))
+    if threads:
+        torch.set_num_threads(max(1, threads // launched.n_ranks()))
     else:  # torch does not see that a container may be granted less time than its processors have
         torch.set_num_threads(min(torch.get_num_threads(), machine.n_threads(None)))
-    device = use(reserve(runtime.device, gpu_bytes), "params.yaml: runtime.device")
+    device = use(reserve(wanted, gpu_bytes), where)
     _require_own_gpu(device)
     return device
 

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 LAUNCHER = "SEGPIPE_LAUNCHER"  # environment variable with the launcher's pid
@@ -13,7 +14,7 @@ LOST = 76  # exit code of a rank that lost the others (sysexits.h: EX_PROTOCOL)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 STDIN = 0
-_lock: int | None = None  # descriptor of the launcher's lock, in a rank
+_lock: int | None = None  # descriptor of the launcher's lock, in a rank; of one that is kept
 
 
 def is_rank() -> bool:
@@ -62,8 +63,19 @@ def hand_down(lock: int) -> None:
 
 
 def holds(lock: Path) -> bool:
-    """Whether this process has inherited the lock of that file."""
+    """Whether this process has inherited the lock of that file, or keeps it."""
     return _lock is not None and os.path.samestat(os.fstat(_lock), lock.stat())
+
+
+@contextlib.contextmanager
+def keeping(lock: int) -> Iterator[None]:
+    """In the block, who asks for this lock in this process has it. lock : descriptor of the file that is locked"""
+    global _lock  # noqa: PLW0603  # of a process
+    before, _lock = _lock, lock
+    try:
+        yield
+    finally:
+        _lock = before
 
 
 def _see_own_gpu() -> None:

@@ -56,12 +56,12 @@ def take(n: int, n_bytes: float, number: int | None = None) -> Sequence[Gpu]:
 
     n_bytes : of each device, that this job keeps within
     number : the one device that may be taken, in the order of CUDA_VISIBLE_DEVICES; None: any
-    Returns the devices; none where there are none, or none of that number.
+    Returns the devices; none where there are none, or none of that number, or no folder to say it in.
     Raises SegpipeError where there are fewer than `n`.
     """
     global _held  # noqa: PLW0603  # what a process has
     if _held is None:
-        if not candidates(n, number):
+        if not candidates(n, number) or not _has_folder():
             return ()
         own = _waited(n, n_bytes, number)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own.claim.taken)
@@ -186,6 +186,15 @@ def _alone() -> Iterator[Path]:
         yield folder
     finally:
         os.close(lock)
+
+
+def _has_folder() -> bool:
+    """Whether claims can be written, and a warning if not: the other jobs of this user do not hear of this one."""
+    try:
+        return _folder().is_dir()
+    except OSError as error:
+        log.warning("no GPU is leased, as no temporary directory can be written to (TMPDIR): %s", error)
+        return False
 
 
 def _folder() -> Path:

@@ -399,6 +399,17 @@ def test_a_folder_that_another_one_made_is_refused(pretended, tmp_path):
         lease.take(1, GB)
 
 
+def test_without_a_folder_nothing_is_leased_and_the_job_goes_on(pretended, tmp_path, caplog):
+    pretended(one("a"))
+    folder = tmp_path / f"segpipe-gpu-{os.getuid()}"
+    tmp_path.joinpath("gone").mkdir()
+    tempfile.tempdir = str(tmp_path / "gone")
+    tmp_path.joinpath("gone").rmdir()
+    assert lease.take(1, 8e9) == ()
+    assert "no GPU is leased, as no temporary directory can be written to (TMPDIR)" in caplog.text
+    assert not folder.exists()
+
+
 def test_nobody_else_reads_what_runs(pretended, start, tmp_path):
     pretended(one("a"))
     assert start().devices == [A]

@@ -18,9 +18,11 @@ from conftest import environment, wait_until
 from interop import IMAGES, segpipe
 from volumes import REPO
 
-from segpipe import gpus, launched
+from segpipe import digest, gpus, launched, machine
 from segpipe.cli import launch
+from segpipe.cli.main import main
 from segpipe.gpus import Gpu
+from segpipe.inference.predict_cases import lock
 
 TESTS = Path(__file__).parent
 CASES = "abcdefg"
@@ -156,6 +158,56 @@ def test_gpus_are_leased_for_all_and_a_wrong_call_is_told_once_and_leaves_nothin
     assert said.count("no model\n") == 1
     assert "Traceback" not in said
     assert not out.exists()
+
+
+def claims(folder):
+    """What the jobs of a temporary folder claim."""
+    return [json.loads(path.read_text()) for path in folder.glob("segpipe-gpu-*/*.json")]
+
+
+def test_one_process_leases_a_gpu_and_waits_for_its_turn(tmp_path, flat, pretended):
+    """For the writer of the same folder first: that one may wait for the GPU."""
+    out = tmp_path / "out"
+    model = {path.relative_to(flat): path.stat().st_mtime_ns for path in flat.rglob("*")}
+    with digest.exclusive(lock(out), "another prediction"):
+        call = Call(flat, IMAGES, out, "--device", "cuda:1", **pretended)
+        wait_until(lambda: "another prediction; waiting" in call.log.read_text())
+        assert claims(tmp_path) == []
+    code, said = call.ended()
+    assert "computes on GPU 1 (NVIDIA T, 24 GB)" in said
+    assert code == 2  # CUDA itself is not there
+    assert "no such device\n  where:    --device\n  found:    cuda\n" in said
+    assert {path.relative_to(flat): path.stat().st_mtime_ns for path in flat.rglob("*")} == model
+    whole = "import sys; from segpipe import lease; print(lease.take(2, float('inf')), flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", whole]
+    with subprocess.Popen(
+        command, env={**environment(), **pretended}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        call = Call(flat, IMAGES, out, "--no-mirroring", **pretended)
+        wait_until(lambda: "waiting for 1 of 2 GPUs, with 4 GB" in call.log.read_text())
+        other.stdin.close()
+    assert call.ended()[0] == 0
+    assert "computes on GPU" in call.log.read_text()
+    assert (out / "case_004.nii.gz").exists()
+
+
+def test_a_wrong_call_of_one_process_leaves_nothing(tmp_path, pretended):
+    code, said = Call(tmp_path / "nowhere", IMAGES, tmp_path / "out", **pretended).ended()
+    assert (code, said.count("no model\n")) == (2, 1)
+    assert "computes on" not in said  # what is wrong is told without a GPU
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_process_keeps_to_the_processors_that_it_is_granted(tmp_path, flat, monkeypatch):
+    monkeypatch.setattr(machine, "n_threads", lambda wanted: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    main(["predict", "--model", str(flat), "-i", str(IMAGES), "-o", str(tmp_path / "out"), *QUICK])
+    assert threads[0] == 3
+    with digest.exclusive(lock(tmp_path / "out"), "the next one"):  # it is free again
+        pass
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 import argparse
 import contextlib
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from segpipe import launched
+import torch
+
+from segpipe import device, digest, launched
 from segpipe.cli import launch
 from segpipe.cli.outcome import require_folder
 from segpipe.errors import SegpipeError, problem
+from segpipe.inference import memory
 from segpipe.inference.api import Options, Predictor
 from segpipe.inference.predict_cases import Written, lock
 from segpipe.ranks import joined
@@ -25,8 +29,31 @@ def run(args: argparse.Namespace) -> None:
         return _in_ranks(args)
     options = {field.name: getattr(args, field.name) for field in fields(Options)}
     written = Written(args.probabilities, args.dtype or "float16", uncertainty=args.uncertainty)
-    with joined() as ranks:
-        Predictor(args.model, **options).files(args.images, args.out, written, ranks)
+    with _only_writer(args.out), joined() as ranks:
+        Predictor(args.model, start=_start, **options).files(args.images, args.out, written, ranks)
+
+
+def _start(name: str) -> torch.device:
+    """The device, as a rule of the workflow gets its own: leased, and the threads that this process may have."""
+    return device.begin(name, None, memory.GPU_BYTES, "--device")
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Hold the lock of what is written before a GPU is asked for, as a launcher does for its ranks: its holder may wait
+    for the GPU of those who wait for its lock. Of a wrong call no folder is left.
+    """
+    if launched.is_rank():
+        yield
+        return
+    is_new = not out.exists()
+    with digest.locked(lock(out), "a prediction that begins") as held, launched.keeping(held):
+        try:
+            yield
+        except SegpipeError:
+            if is_new:
+                _remove_if_empty(out)
+            raise
 
 
 def _in_ranks(args: argparse.Namespace) -> None:

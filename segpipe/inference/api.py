@@ -2,12 +2,13 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from segpipe import device as devices
@@ -52,11 +53,14 @@ class Options:
 class Predictor:
     """A MODEL, loaded once: `results/` of a pipeline, or what `segpipe import-nnunet` wrote.
 
+    start : gives the device of that name; the command leases a GPU, a notebook keeps to the first one
     options : fields of Options
     Raises SegpipeError where something that is asked for is not there.
     """
 
-    def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str], *, start: Callable[[str], torch.device] = devices.use, **options: Any
+    ) -> None:
         chosen = Options(**options)
         _require_sense(chosen)
         given = {name: getattr(chosen, name) for name in ("step_size", "mirroring", "precision")}
@@ -67,7 +71,7 @@ class Predictor:
         found = models.find(Path(model), chosen.checkpoint, chosen.configurations, folds)
         paths = [path for of_folds in found.values() for path in of_folds.values()]
         wanted = chosen.configurations or models.counted(found)
-        on = devices.use(str(chosen.device))
+        on = start(str(chosen.device))
         with memory.told("the networks of all folds"):
             self.ensemble = models.load(paths, wanted, on, chosen.weights, self.way.precision)
 

@@ -14,11 +14,16 @@ from segpipe.inference.predict import Model, forward_bytes
 from segpipe.inference.tiles import VOXELS_PER_FORWARD
 from segpipe.params import Params
 from segpipe.prepare.preprocess import case_target_mm
+from segpipe.prepare.presets import PRESETS
 from segpipe.prepare.spacing import resampled_shape
 from segpipe.training import tiers
 
 COPIES = 3  # of the image, of float32, that are there together while it is prepared
 GB = 1e9
+
+
+# The same of a MODEL, which does not say for which GPU it was planned: as of the default plan.
+GPU_BYTES = int(GB * PRESETS["plain"].gb) // 2
 
 
 def gpu_bytes(params: Params) -> int:
