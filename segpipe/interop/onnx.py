@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 DESCRIPTION = "preprocessing.json"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Of a patch's largest logit. Other sums of the same float32 numbers end up 1e-6 of it away; what is wrong, by about 1.
-TOLERANCE = 1e-4
+# Of a patch's largest logit. Other sums of the same float32 numbers end up 1e-6 to 1e-5 of it away.
+TOLERANCE = 1e-3
 
 
 def export_model(
