@@ -183,7 +183,7 @@ VARIANTS = {
         {"a": model_of(CLASSES, 2, (2, 0, 1), normalisation=["ct", "zscore"], spacing_mm=[0.9, 2.0, 1.0])},
         ("a",),
         (1.5, 1.2, 1.0),
-        (14, 19, 23),
+        (11, 17, 20),
     ),
     "a coarse axis": (
         {"a": model_of(CLASSES, normalisation=["zscore"], use_mask_for_norm=[True], spacing_mm=[5.0, 1.0, 1.1])},
@@ -199,7 +199,7 @@ VARIANTS = {
     ),
     "a cascade beside 2d, regions, smaller than a patch": (
         {
-            "low": model_of(REGIONS, 2, spacing_mm=[3.0, 2.5, 2.5]),
+            "low": model_of(REGIONS, spacing_mm=[3.0, 2.5, 2.5]),
             "high": model_of(
                 REGIONS,
                 previous_stage="low",
@@ -207,7 +207,7 @@ VARIANTS = {
                 spacing_mm=[2.0, 0.8, 1.0],
                 patch_size=[16, 16, 8],
             ),
-            "flat": model_of(REGIONS, 2, patch_size=[8, 8], spacing_mm=[1.0, 1.1]),
+            "flat": model_of(REGIONS, patch_size=[16, 16], spacing_mm=[1.0, 1.1]),
         },
         ("high", "flat"),
         (2.5, 1.2, 1.0),
