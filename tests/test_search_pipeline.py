@@ -80,6 +80,36 @@ def test_a_search_of_which_a_worker_is_killed_loses_no_trial(copy: Project, kill
     assert copy.planned("search") == {"search_worker": 2, "search": 1}
 
 
+FAILS = """
+from pathlib import Path
+def fail(training, row):
+    with open("noted", "a") as file:
+        file.write("x")
+    if 2 < Path("noted").stat().st_size < 5:
+        raise RuntimeError("out of luck")
+"""
+
+
+def test_a_worker_that_fails_twice_leaves_the_table(copy: Project) -> None:
+    (copy.folder / "own.py").write_text(FAILS)
+    for key, value in {
+        "train.callbacks": ["own:fail"],
+        "train.epochs": 2,
+        "search.trials": 1,
+        "search.workers": 1,
+    }.items():
+        copy.set(key, value)
+    copy.snakemake("search")
+    copy.set("search.trials", 3)
+    said = copy.snakemake("search", ok=False)
+    assert "removed, what it was made of is gone: results/search/best_params.yaml" in said
+    assert [(row["state"], row["reason"][:25]) for row in rows(copy)] == [
+        ("complete", ""),
+        ("fail", "RuntimeError: out of luck"),
+    ]
+    assert copy.planned("search") == {"search_worker": 1, "search": 1}
+
+
 def test_a_search_that_cannot_be_stops_who_asks_for_it_before_anything_runs(fresh: Project) -> None:
     fresh.set("search.ranges", {"train.optimizer.learning_rate": {"low": 0.1, "high": 0.2}})
     fresh.set("search.measure", "dice_kidney")

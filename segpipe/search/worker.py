@@ -34,11 +34,14 @@ def work(data: Data, params: Params, marker: Path, whole_cases: Scorer) -> None:
     search = Search(folder, params, epochs)
     if not (folder / RECORD).exists():
         digest.write_json(folder / RECORD, record)
+    table.write(search, search.folder)  # by its date, the study that was worked on last
     while (taken := search.take()) is not None:
         with taken.lock, _prefixed(f"trial {taken.number}"):
-            _try(search, taken, data, params, whole_cases)
-            kept.tidy(search)
-            table.write(search, search.folder)
+            try:
+                _try(search, taken, data, params, whole_cases)
+                kept.tidy(search)
+            finally:  # also of the trial that this job fails with
+                table.write(search, search.folder)
     log.info("search %s: all of %d trials are begun or ended", folder, search.wanted)
     digest.write_json(marker, {"study": record["digest"], "trials": search.wanted})
 
