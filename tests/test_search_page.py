@@ -106,7 +106,7 @@ def test_curves_end_where_the_trial_ended_and_every_setting_has_its_chart(tmp_pa
     text = page(searched(tmp_path))
     assert [len(line) for line in points(text, "dice_ema over the epochs")] == [3] * 5
     for key in RANGES:
-        chart = next(part for part in re.findall(r"<svg.*?</svg>", text, re.S) if f"over {key}</title>" in part)
+        chart = next(part for part in re.findall(r"<svg.*?</svg>", text, re.S) if f"<title>{key}</title>" in part)
         assert chart.count("<circle") == 4  # not of the one that failed
         assert "<title>trial 4, pruned: 0.6000</title>" in chart
         assert re.findall(r"trial (\d)", chart)[-1] == "3"  # the best one lies above the others

@@ -153,6 +153,7 @@ def _curves(search: Search) -> str:
 def _effects(search: Search) -> Iterator[str]:
     """The value over each setting, and how much each one explains."""
     slices = (_slice(search, key, one) for key, one in search.ranges.items())
+    yield f'<p class="quiet">{escape(search.settings.measure)} (up) of the trials over each setting (across).</p>'
     yield f'<div class="charts">{"".join(slices)}</div>'
     shares = importances.of(search)
     if not shares:
@@ -167,7 +168,7 @@ def _slice(search: Search, key: str, one: Range) -> str:
     def place(trial: FrozenTrial) -> float:
         return _place(one, search.values(trial)[key])
 
-    return charts.chart(f"{search.settings.measure} over {key}", list(_dots(search, place)), below=_below(one))
+    return charts.chart(key, list(_dots(search, place)), below=_below(one))
 
 
 def _place(one: Range, value: Any) -> float:
