@@ -25,7 +25,12 @@ Flip = tuple[int, ...]
 
 
 def tile_starts(size: int, edge: int, step_size: float) -> list[int]:
-    """First voxels of the tiles along one axis: evenly spread, at most `step_size` of an edge apart."""
+    """First voxels of the tiles along one axis: evenly spread, at most `step_size` of an edge apart.
+
+    The slices of a 2d configuration once each, as in nnU-Net (predict_from_raw_data.py): there is nothing between them.
+    """
+    if edge == 1:
+        return list(range(size))
     n_steps = ceil((size - edge) / (edge * step_size)) + 1
     stride = (size - edge) / (n_steps - 1) if n_steps > 1 else 0
     return [int(np.round(stride * i)) for i in range(n_steps)]
