@@ -116,7 +116,7 @@ def test_while_it_goes_on_there_is_a_table_of_what_has_ended_so_far(work, data, 
         work(search__trials=2)
     (path,) = tmp_path.glob("results/search/*/trials.csv")
     rows = list(csv.DictReader(path.open()))
-    assert [(row["number"], row["state"]) for row in rows] == [("0", "complete")]
+    assert [(row["number"], row["state"]) for row in rows] == [("0", "complete"), ("1", "running")]
     assert float(rows[0]["value"]) == pytest.approx(study(tmp_path, data, settings()).trials[0].value)
 
 
