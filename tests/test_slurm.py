@@ -98,17 +98,19 @@ def test_cancelled_preempted_and_out_of_time_folds_have_the_weights_of_undisturb
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     for folder in (disturbed, undisturbed):
         slurm_resume.write_params(folder, FOLDS, EPOCHS, ITERATIONS)
+    # at the same time: the machine has little to do while jobs of the other run wait in the queue
+    main = slurm_resume.snakemake(undisturbed, *slurm_resume.ALONE, "--", *slurm_resume.targets(FOLDS))
     run = slurm_resume.Disturbed(disturbed, FOLDS, EPOCHS)
     try:
         run.preempt()
         run.cancel()
         run.run_out_of_time()
         status = run.main.wait(PATIENCE_S)
+        assert main.wait(PATIENCE_S) == 0
     finally:
         run.main.kill()
+        main.kill()
     said = (disturbed / "snakemake.txt").read_text()
     assert status == 0, said
     assert said.count("Error in rule train") == 1, said  # the cancelled job; the others came back by themselves
-    main = slurm_resume.snakemake(undisturbed, *slurm_resume.ALONE, "--", *slurm_resume.targets(FOLDS))
-    assert main.wait(PATIENCE_S) == 0
     assert slurm_resume.differing(undisturbed, disturbed, FOLDS) == []
