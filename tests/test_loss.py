@@ -35,9 +35,9 @@ COMBINATIONS = [
 ]
 
 
-def loss_of(batch_dice=False, labels=LABELS, **changes):
+def loss_of(batch_dice=False, labels=LABELS, on=None, **changes):
     """The loss of params.yaml with some settings changed."""
-    return SegmentationLoss(Loss.model_validate({**DEFAULTS, **changes}), labels, batch_dice)
+    return SegmentationLoss(Loss.model_validate({**DEFAULTS, **changes}), labels, batch_dice, on)
 
 
 def first_classes(n):
@@ -705,7 +705,7 @@ def test_every_operation_is_deterministic_on_cuda(changes, batch_dice, device, d
     outputs, label = blocks(2)
     outputs, label = [output.to(device) for output in outputs], label.to(device)
     parts = [output.clone().requires_grad_() for output in outputs]
-    loss = loss_of(batch_dice, **changes)
+    loss = loss_of(batch_dice, on=torch.device(device), **changes)
     with Recorded() as recorded:
         value = loss(parts, label, loss.sums(parts, label))
         graph = nodes(value)

@@ -30,15 +30,16 @@ class SegmentationLoss:
     large batch. The one exception, a Dice over all samples of the batch, takes the sums of the other micro-batches.
 
     batch_dice : one region index per class over the whole batch instead of one per sample
+    on : where the outputs will be, with which its own numbers have to be: what a step moves is compiled twice
     joint : whether the loss of a micro-batch depends on the others, so that `elsewhere` must be given
 
     Raises SegpipeError where class_weights names classes that do not exist, or leaves none to learn.
     """
 
-    def __init__(self, settings: Loss, labels: Labels, batch_dice: bool) -> None:
+    def __init__(self, settings: Loss, labels: Labels, batch_dice: bool, on: torch.device | None = None) -> None:
         self.settings, self.labels, self.batch_dice = settings, labels, batch_dice
         self.custom = None if settings.custom is None else plugins.load(settings.custom, "train.loss.custom")
-        self.class_weights = _class_weights(settings.class_weights, labels)
+        self.class_weights = _class_weights(settings.class_weights, labels, on)
         # here, not where it is used: the lock of a property that is cached then ends a compiled graph (Python 3.11)
         self.first_region = len(labels.heads) - len(labels.foreground)
         self.joint = batch_dice and settings.region_weight > 0 and self.custom is None
@@ -90,8 +91,6 @@ class SegmentationLoss:
             through this micro-batch alone, times the number k of micro-batches: the mean of k such gradients, which
             is what (loss / k).backward() for each of them adds up to, is the gradient of the large batch.
         """
-        if self.class_weights is not None:  # moved once: a copy in each step would wait for the device
-            self.class_weights = self.class_weights.to(label.device)
         others = [None] * len(outputs) if elsewhere is None else elsewhere
         terms = [
             weight * self._at_one_resolution(logits, downsampled(label, logits.shape[2:]), other, known)
@@ -289,9 +288,9 @@ def _scalar(value: object) -> Tensor:
     )
 
 
-def _class_weights(named: Mapping[str, float] | None, labels: Labels) -> Tensor | None:
+def _class_weights(named: Mapping[str, float] | None, labels: Labels, on: torch.device | None) -> Tensor | None:
     """(classes,) float32 in the order of the values; None where all are 1."""
     if named is None:
         return None
     raise_all("params.yaml does not fit the dataset", class_weight_problems(named, labels))
-    return torch.tensor([named.get(name, 1.0) for name in labels.heads])
+    return torch.tensor([named.get(name, 1.0) for name in labels.heads], device=on)

@@ -97,7 +97,7 @@ class Setup:
         selection.check_full_validation(settings, length)
         rate = schedule.Rate(settings, length)
         rate.check()
-        loss = SegmentationLoss(settings.loss, self.store.cases.labels, planned.batch_dice)
+        loss = SegmentationLoss(settings.loss, self.store.cases.labels, planned.batch_dice, self.device)
         execution = Execution.of(runtime, settings, self.device, length.total_steps, self.ranks.n)
         execution.lay_out(self.network)
         scaled = self.dtype == torch.float16
