@@ -4,6 +4,7 @@ It shows devices that are mixed, work of the host on memory of the device, what 
 cannot show what a real device alone has: an order between streams, kernels of its own, compiling.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,11 +130,13 @@ def test_trainings_come_to_the_weights_of_the_cpu(call: Call) -> None:
 
 
 @pytest.fixture(scope="module")
-def on_both(tmp_path_factory: pytest.TempPathFactory, call: Call) -> dict[str, Project]:
+def on_both(finished: Project, tmp_path_factory: pytest.TempPathFactory, call: Call) -> dict[str, Project]:
     """One fold of the phantoms, trained and validated on the CPU and on the device."""
     projects = {}
     for device in ("cpu", "cuda"):
         project = projects[device] = Project(tmp_path_factory.mktemp(device))
+        for name in ("data", ".snakemake"):
+            shutil.copytree(finished.folder / name, project.folder / name)
         settings = tiny_params()
         settings["runtime"]["device"] = device
         settings["train"].update(precision="off", iterations_per_epoch=4)
