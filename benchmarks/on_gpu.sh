@@ -6,13 +6,14 @@
 #
 # Results go to FOLDER, or to benchmarks/results/gpu.
 # For a machine that has python3 with torch, triton and the usual scientific packages, but nothing to download from.
-# What it lacks travels as wheels in .whl/, made before, where packages can be had, for its Python 3.12 (20 MB):
+# What it lacks travels as wheels in .whl/, made before, where packages can be had, for its Python 3.12 (23 MB):
 #
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_24_x86_64 \
 #         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .whl \
 #         pydantic==2.14.3 pydantic_core==2.50.4 annotated-types==0.8.0 typing-inspection==0.4.5 nibabel==5.4.2 \
-#         blosc2==4.14.1 ndindex==1.10.1 numexpr==2.14.2 connected-components-3d==4.1.1 graphviz==0.21 yacs==0.1.8
+#         blosc2==4.14.1 ndindex==1.10.1 numexpr==2.14.2 connected-components-3d==4.1.1 graphviz==0.21 yacs==0.1.8 \
+#         isal==1.9.1 stream-zip==0.0.84 pycryptodome==4.4.0
 #     pip wheel --no-deps -w .whl nnunetv2==2.8.1 batchgenerators==0.25.5 batchgeneratorsv2==0.3.6 acvl_utils==0.2.6 \
 #         dynamic_network_architectures==0.4.4
 #
@@ -34,8 +35,9 @@ fi
 
 timeout 100 python3 -m pytest -q -m cuda --continue-on-collection-errors tests 2>&1 | tee "$out/tests.log" | tail -n 15
 
+# channels last is what the compiled code promises most of (docs/gpus.md), and nobody has measured
 if ! timeout 350 python3 benchmarks/training_speed.py --device cuda --seconds 290 "${peer[@]}" \
-    --out "$out/training_speed_cuda.json" "$@" >"$out/training_speed_cuda.md" 2>"$out/training_speed_cuda.log"; then
+    --variant channels_last=true --out "$out/training_speed_cuda.json" "$@" >"$out/training_speed_cuda.md" 2>"$out/training_speed_cuda.log"; then
     tail -n 15 "$out/training_speed_cuda.log"
     python3 benchmarks/training_report.py "$out/training_speed_cuda.json" >"$out/training_speed_cuda.md" # as far as it got
 fi
