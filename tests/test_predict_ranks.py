@@ -63,6 +63,11 @@ class Call:
         """Its exit code, and what it said."""
         return self.process.wait(300), self.log.read_text()
 
+    def says(self, text):
+        """Wait until it does."""
+        wait_until(lambda: text in self.log.read_text() or self.process.poll() is not None)
+        assert text in self.log.read_text()
+
     def ranks(self):
         return sorted(psutil.Process(self.process.pid).children(), key=lambda one: int(one.environ()["LOCAL_RANK"]))
 
@@ -171,7 +176,7 @@ def test_one_process_leases_a_gpu_and_waits_for_its_turn(tmp_path, flat, pretend
     model = {path.relative_to(flat): path.stat().st_mtime_ns for path in flat.rglob("*")}
     with digest.exclusive(lock(out), "another prediction"):
         call = Call(flat, IMAGES, out, "--device", "cuda:1", **pretended)
-        wait_until(lambda: "another prediction; waiting" in call.log.read_text())
+        call.says("another prediction; waiting")
         assert claims(tmp_path) == []
     code, said = call.ended()
     assert "computes on GPU 1 (NVIDIA T, 24 GB)" in said
@@ -185,7 +190,7 @@ def test_one_process_leases_a_gpu_and_waits_for_its_turn(tmp_path, flat, pretend
     ) as other:
         other.stdout.readline()
         call = Call(flat, IMAGES, out, "--no-mirroring", **pretended)
-        wait_until(lambda: "waiting for 1 of 2 GPUs, with 4 GB" in call.log.read_text())
+        call.says("waiting for 1 of 2 GPUs, with 4 GB")
         other.stdin.close()
     assert call.ended()[0] == 0
     assert "computes on GPU" in call.log.read_text()
