@@ -160,7 +160,7 @@ def run_warm(command: list[str], folder: Path, ok: bool = True) -> str:
     _, _, module, *arguments = command
     with tempfile.NamedTemporaryFile() as said:
         status = warm(module).call(arguments, folder, environment(), Path(said.name))
-        return checked(command, status, said.read().decode(), ok)
+        return checked(command, status, Path(said.name).read_text(), ok)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
