@@ -98,7 +98,7 @@ def project(plan: Plan, folder: Path, device: str, threads: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     raw = folder / "raw" / "Dataset901_MadeUp"
     _make_up(plan, raw)
-    (folder / "params.yaml").write_text(yaml.safe_dump(_settings(plan, raw, device, threads)))
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings_of(plan, str(raw.resolve()), device, threads)))
     settings = params.load(folder / "params.yaml")
     prepared = folder / "data" / "preprocessed" / raw.name
     listed, plan_path = prepared / "cases.json", prepared / "plan.json"
@@ -112,10 +112,10 @@ def project(plan: Plan, folder: Path, device: str, threads: int) -> Path:
     return folder / "nnunet_preprocessed" / raw.name
 
 
-def _settings(plan: Plan, raw: Path, device: str, threads: int) -> dict[str, Any]:
+def settings_of(plan: Plan, dataset: str, device: str, threads: int) -> dict[str, Any]:
     """params.yaml with nnU-Net's schedule, in one long epoch: nothing but steps is measured."""
     settings: dict[str, Any] = yaml.safe_load((REPO / "params.yaml").read_text())
-    settings["dataset"], settings["configurations"] = str(raw.resolve()), [plan.configuration]
+    settings["dataset"], settings["configurations"] = dataset, [plan.configuration]
     settings["plan"]["preset"] = plan.preset
     axes = len(plan.patch)
     overrides: dict[str, Sequence[float] | int] = {
