@@ -92,8 +92,9 @@ def require(wanted: str, n_gpus: int, named: tuple[str, str]) -> None:
 
 
 def _is_cuda(name: str) -> bool:
-    """Whether it may be a GPU that is leased."""
-    return name.partition(":")[0] in ("auto", "cuda") and torch.backends.cuda.is_built()
+    """Whether it may be a GPU that is leased. What a malformed name lacks, `_device` says."""
+    kind, colon, number = name.partition(":")
+    return kind in ("auto", "cuda") and number.isdecimal() == bool(colon) and torch.backends.cuda.is_built()
 
 
 def _number(name: str) -> int | None:

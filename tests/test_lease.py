@@ -275,7 +275,7 @@ def test_jobs_have_a_device_each_until_they_end(pretended, start):
     assert third.devices == on_second
 
 
-FORKED, STARTED = "os.fork()", "import subprocess; subprocess.Popen(['sleep', '120'])"
+FORKED, STARTED = "os.fork()", "import subprocess; subprocess.Popen(['sleep', '60'])"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ FORKED, STARTED = "os.fork()", "import subprocess; subprocess.Popen(['sleep', '1
 )
 def test_a_device_is_free_when_its_job_dies_whatever_it_has_started(pretended, start, number, child):
     pretended(one("a", 10))
-    first = start(then=f"{child}\nimport time; print(os.getpid(), flush=True); time.sleep(120)")
+    first = start(then=f"{child}\nimport time; print(os.getpid(), flush=True); time.sleep(60)")
     assert first.devices == [A]
     first.process.stdout.readline()
     (left,) = psutil.Process(first.process.pid).children()
@@ -293,6 +293,7 @@ def test_a_device_is_free_when_its_job_dies_whatever_it_has_started(pretended, s
     first.process.send_signal(number)
     assert second.devices == [A]
     assert left.is_running()
+    assert left.status() != psutil.STATUS_ZOMBIE  # nobody may have waited for it
 
 
 def test_who_waits_hears_for_whom(pretended, start, tmp_path):
@@ -738,6 +739,12 @@ def test_a_rank_sees_its_own_device(rank_one, monkeypatch, visible, seen):
         del os.environ[launched.VISIBLE]
     launched.begin()
     assert os.environ[launched.VISIBLE] == seen
+
+
+@pytest.mark.parametrize("name", ["cuda:x", "cuda:-1", "cuda:", "auto1"])
+def test_nothing_is_leased_under_a_malformed_name(taken, name):
+    assert reserve(name) == name
+    assert taken == []
 
 
 def test_nothing_is_leased_without_cuda_or_where_it_runs_already(taken, monkeypatch):

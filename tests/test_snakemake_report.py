@@ -58,7 +58,7 @@ def test_a_finished_run_is_reported_with_captions(finished: Project, tmp_path: P
         (inside,) = (name for name in file.namelist() if re.search(r"data/raw/\w+/report\.html$", name))
         assert file.read(inside) == (finished.folder / "results/report.html").read_bytes()
     said = description(page)
-    assert "Dataset000_Phantoms: 3d_fullres,\nfolds 0, 1 of 2,\nfinal checkpoint" in said
+    assert "Dataset000_Phantoms. The settings are in the results" in said
     names = ("Report", "Data", "Training", "Cross-validation", "Predictions")
     assert all(f"app.showCategory('{name}')" in said for name in names)
     assert "Search" not in said

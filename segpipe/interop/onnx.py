@@ -114,7 +114,7 @@ def _portable(network: nn.Module) -> nn.Module:
     """A copy with instance norms that ONNX knows."""
     network = copy.deepcopy(network)
     for module in [*network.modules()]:
-        for name, child in [*module.named_children()]:
+        for name, child in [*module._modules.items()]:  # one that has two names stands there twice
             if isinstance(child, InstanceNorm2d | InstanceNorm3d):
                 setattr(module, name, _InstanceNorm(child))
     return network
