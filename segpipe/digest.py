@@ -62,6 +62,7 @@ def of_source(path: Path) -> str:
     return of(_meaning(path.read_bytes()))
 
 
+@functools.cache  # a module decides several rules
 def _meaning(source: str | bytes) -> str:
     """The syntax tree of a module without its docstrings."""
     with _parsing:
