@@ -161,6 +161,21 @@ def test_nothing_is_tried_where_nothing_is_asked_for():
     assert postprocessing.learn(segmented(TWO, [blobs(0)]), settings(False, (), ())) == ([], [])
 
 
+def test_of_a_case_is_kept_only_what_the_rules_change():
+    """Of a hundred classes there are hundreds of rules: all classes after each of them would fill memory and disk."""
+    n_bytes = []
+    for n_classes in (10, 40):
+        reference = np.zeros((6, 2 * n_classes, 12), np.int16)
+        reference[1, ::2, 1:5] = np.arange(1, n_classes + 1)[:, None]
+        segmentation = reference.copy()
+        segmentation[4, 0, 9] = 1
+        labels = labels_of({"background": 0, **{f"organ {value}": value for value in range(1, n_classes + 1)}})
+        of = segmented(labels, [(segmentation, reference)])
+        assert postprocessing.learn(of, settings(largest=False))[0] == [Rule("organ 1", minimum_ml=0.004)]
+        n_bytes.append(sum(path.stat().st_size for path in of.kept.path("").rglob("*.json")))
+    assert n_bytes[1] < 5 * n_bytes[0]
+
+
 def crossval(prepared, models):
     """Two configurations in two folds up to their ensembles and the choice; postprocessing learnt of `models`."""
     given = params(configurations=["2d", "3d_fullres"], predict__models=models, evaluate__bootstrap_resamples=100)

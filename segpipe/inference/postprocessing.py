@@ -6,7 +6,7 @@ size, and both. A rule is kept where the mean Dice rises and that of no class fa
 tried one after the other, each on what the rules before left; plain classes are independent of each other.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from logging import getLogger
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from segpipe import digest
 from segpipe.data.cases import Cases
 from segpipe.data.formats.grid import SLICE_THICKNESS_2D
-from segpipe.evaluation import summary
 from segpipe.evaluation.overlap import Numbers, case_overlap
 from segpipe.inference import mean_softmax, postprocess
 from segpipe.inference.kept import Kept
@@ -69,7 +68,7 @@ def learn(of: Segmented, settings: Postprocess) -> tuple[list[Rule], list[dict[s
         before, after = _scores(of, kept, stage)
         for of_one in _grouped(stage):
             better = [rule for rule in of_one if _is_better(after[rule], before)]
-            best = max(better, key=lambda rule: _foreground(after[rule]) or 0, default=None)
+            best = max(better, key=lambda rule: _mean(after[rule].values()) or 0, default=None)
             tried += [_listed(rule, before, after[rule], rule is best) for rule in of_one]
             if best is not None:
                 log.info("kept: %s", best)
@@ -111,52 +110,60 @@ def _scores(of: Segmented, kept: Sequence[Rule], stage: Sequence[Rule]) -> tuple
     # what a stage says follows from the rules before it, too
     part = f"stage_{digest.of([[postprocess.to_json(rule) for rule in rules] for rules in (kept, stage)])}"
     scored = of.each(part, lambda case: _score(of, case, kept, stage))
-    before = _means([numbers for numbers, _ in scored])
-    return before, {rule: _means([after[index] for _, after in scored]) for index, rule in enumerate(stage)}
+    before = _means([dice for dice, _ in scored])
+    changed = {rule: _changed([(dice, changes[index]) for dice, changes in scored]) for index, rule in enumerate(stage)}
+    return before, {rule: {**before, **means} for rule, means in changed.items()}
 
 
-def _score(
-    of: Segmented, case: str, kept: Sequence[Rule], stage: Sequence[Rule]
-) -> tuple[dict[str, Numbers], list[dict[str, Numbers]]]:
-    """The counts of a case before, and after each rule of the stage: less those of the voxels that the rule removes."""
+def _score(of: Segmented, case: str, kept: Sequence[Rule], stage: Sequence[Rule]) -> tuple[Dice, list[Dice]]:
+    """The Dice of a case before, and of each rule of the stage that of the classes that it changes alone: of a hundred
+    classes there are many rules, and nearly all Dice are as before. Counted is without the voxels that a rule removes.
+    """
     cases, labels, spacing_mm = of.cases, of.cases.labels, of.spacing_mm(case)
     segmentation, reference = of.read(case, kept), cases.read_label(case)
-    before = case_overlap(segmentation, reference, labels, cases.annotated(case))
+    counts = case_overlap(segmentation, reference, labels, cases.annotated(case))
+    before = {key: numbers["Dice"] for key, numbers in counts.items()}
     boxes = postprocess.boxes(segmentation)
-    after: dict[Rule, dict[str, Numbers]] = {}
+    after: dict[Rule, Dice] = {}
     for rules in _grouped(stage):
         components = Components.of(segmentation, postprocess.values_of(rules[0], labels), boxes)
         predicted, true = segmentation[components.box], reference[components.box]
         for rule in rules:
             gone = components.removed(rule, spacing_mm)
             lost = case_overlap(predicted[gone], true[gone], labels, cases.annotated(case)) if gone.any() else {}
-            after[rule] = {key: _without(numbers, lost[key]) if lost else numbers for key, numbers in before.items()}
+            dice = {key: _without(counts[key], numbers) for key, numbers in lost.items()}
+            after[rule] = {key: value for key, value in dice.items() if value != before[key]}
     return before, [after[rule] for rule in stage]
 
 
-def _without(numbers: Numbers, lost: Numbers) -> Numbers:
-    """The Dice of a class when some voxels of its prediction are gone."""
+def _without(numbers: Numbers, lost: Numbers) -> float | None:
+    """The Dice of a class when some voxels of its prediction are gone; None of one that nobody annotated."""
     tp, fp, fn = (numbers[name] for name in COUNTS)
     lost_tp, lost_fp = lost["TP"], lost["FP"]
     if tp is None or fp is None or fn is None or lost_tp is None or lost_fp is None:
-        return numbers
+        return None
     both = 2 * (tp - lost_tp)
     all_ = both + fp - lost_fp + fn + lost_tp
-    return {"Dice": both / all_ if all_ else None}
+    return both / all_ if all_ else None
 
 
-def _means(cases: Sequence[Mapping[str, Numbers]]) -> Dice:
-    rows = [summary.case_row({key: {"Dice": one["Dice"]} for key, one in case.items()}, "", "") for case in cases]
-    return {key: numbers["Dice"] for key, numbers in summary.tables(rows)["mean"].items()}
+def _changed(cases: Sequence[tuple[Dice, Dice]]) -> Dice:
+    """The means of the classes that a rule changes in any case; cases : the Dice before, and what is changed of it."""
+    keys = dict.fromkeys(key for _, changes in cases for key in changes)
+    return _means([{key: changes.get(key, before[key]) for key in keys} for before, changes in cases])
 
 
-def _foreground(dice: Dice) -> float | None:
-    known = [value for value in dice.values() if value is not None]
+def _means(cases: Sequence[Dice]) -> Dice:
+    return {key: _mean(case[key] for case in cases) for key in cases[0]}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
 def _is_better(after: Dice, before: Dice) -> bool:
-    means = _foreground(after), _foreground(before)
+    means = _mean(after.values()), _mean(before.values())
     if means[0] is None or means[1] is None or means[0] <= means[1]:
         return False
     pairs = [(after[key], before[key]) for key in before]
@@ -165,7 +172,7 @@ def _is_better(after: Dice, before: Dice) -> bool:
 
 def _listed(rule: Rule, before: Dice, after: Dice, kept: bool) -> dict[str, Any]:
     scores = {
-        name: {"foreground_mean": _foreground(dice), "mean": dice}
+        name: {"foreground_mean": _mean(dice.values()), "mean": dice}
         for name, dice in (("before", before), ("after", after))
     }
     return {"rule": postprocess.to_json(rule), "kept": kept, **scores}
