@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPO, Project, tiny_params, wait_until
+from conftest import REPO, Project, run_warm, tiny_params, wait_until
 from nibabel.nifti1 import Nifti1Image
+from volumes import nnunet_dataset
 
 from segpipe.data import dataset
 
@@ -122,6 +123,14 @@ def test_fewer_phantoms_leave_none_of_the_others_behind(fresh: Project) -> None:
         assert len(read_json(fresh.folder / cases)["training"]) == n_train
 
 
+MODULE = f"""
+module segpipe:
+    snakefile: "{REPO}/workflow/Snakefile"
+use rule * from segpipe as sp_*
+print("in no queue:", sorted(workflow._localrules))
+"""
+
+
 def test_a_dataset_of_ones_own_is_listed_not_generated(finished: Project, fresh: Project) -> None:
     raw = fresh.folder / "elsewhere/Dataset007_Own"
     shutil.copytree(finished.folder / "data/raw/Dataset000_Phantoms", raw)
@@ -140,6 +149,26 @@ def test_a_dataset_of_ones_own_is_listed_not_generated(finished: Project, fresh:
     said = fresh.snakemake("--dry-run", splits)
     assert "not as the check read them: labelsTr/phantom_000.nii.gz; 1 in all" in said
     assert fresh.planned(splits) == {"check": 1, "splits": 1}  # another content, an older file
+
+    snakefile = fresh.folder / "Snakefile"
+    snakefile.write_text(MODULE)
+    said = run_warm(Project(fresh.folder, snakefile).command("--dry-run", splits), fresh.folder)
+    assert re.findall(r"^(sp_\w+) +1$", said, re.M)[:2] == ["sp_check", "sp_splits"]
+    assert "in no queue: ['sp_crossval', 'sp_plan', 'sp_search', 'sp_splits']" in said
+
+
+def test_a_list_of_cases_that_is_damaged_is_named_before_anything_runs(fresh: Project) -> None:
+    nnunet_dataset(fresh.folder / "data/raw/Dataset007_Own")
+    cases = fresh.folder / "data/preprocessed/Dataset007_Own/cases.json"
+    cases.parent.mkdir(parents=True)
+    cases.write_text("{")
+    fresh.set("dataset", "data/raw/Dataset007_Own")
+    output = fresh.snakemake("--dry-run", ok=False)
+    assert "cure:     delete data/preprocessed/Dataset007_Own/cases.json; the next call checks" in output
+    assert "InputFunctionException" not in output
+    assert "Traceback" not in output
+    cases.unlink()
+    assert fresh.planned()["check"] == 1
 
 
 def test_the_run_wrote_what_it_promises(finished: Project) -> None:

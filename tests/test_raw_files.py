@@ -8,6 +8,7 @@ from volumes import CHECK, describe, image_array, nifti, nnunet_dataset
 
 from segpipe import digest
 from segpipe.data import check, raw_files
+from segpipe.errors import SegpipeError
 
 IMAGE = "imagesTr/b_0000.nii.gz"
 A_DAY_NS = 24 * 3600 * 10**9
@@ -159,7 +160,50 @@ def test_the_list_counts_and_not_what_was_recorded_with_another_one(root: Path, 
     content = digest.read_json(cases)
     content["training"]["b"]["images"][IMAGE] = "0" * 16
     digest.write_json(cases, content)
-    assert changed(root, cases) == ([IMAGE], [])
+    assert changed(root, cases) == (["dataset.json", IMAGE], [])
+
+
+def test_a_list_that_is_brought_back_is_no_word_on_the_tables(root: Path, cases: Path) -> None:
+    """As `dvc checkout` does; cases.json of one check beside the record of another."""
+    first = cases.read_bytes()
+    describe(root, description="another one", labels={"background": 0, "x": 1, "y": 2})
+    check.check(root, cases, CHECK, 3)
+    second = cases.read_bytes()
+    assert changed(root, cases) == ([], [])
+    cases.write_bytes(first)
+    assert changed(root, cases) == (["dataset.json"], [])
+    assert changed(root, cases) == (["dataset.json"], [])  # until the check runs
+    cases.write_bytes(second)
+    assert changed(root, cases) == ([], [])
+
+
+def test_a_table_that_is_edited_during_the_check_is_not_the_one_that_was_read(
+    root: Path, cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit(*_: object) -> None:
+        describe(root, description="another one")
+
+    monkeypatch.setattr(check, "raise_problems", edit)
+    check.check(root, cases, CHECK, 3)
+    assert changed(root, cases)[0] == ["dataset.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"contents": {', b"[]", b"{}", b"\xff"])
+def test_a_record_that_is_damaged_is_none(root: Path, cases: Path, content: bytes) -> None:
+    (cases.parent / "state/raw_files.json").write_bytes(content)
+    assert changed(root, cases) == ([], [])
+    nifti(root / IMAGE, image_array(77))
+    date_back(root / IMAGE)
+    assert changed(root, cases) == ([IMAGE], reading(1))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"training": {', b"[]", b"{}", b'{"training": {"a": 1}, "test": {}}', b"\xff"]
+)
+def test_a_list_that_is_damaged_is_named(root: Path, cases: Path, content: bytes) -> None:
+    cases.write_bytes(content)
+    with pytest.raises(SegpipeError, match=f"delete {cases}"):
+        changed(root, cases)
 
 
 def test_who_may_only_look_is_told_all_the_same(root: Path, cases: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
     shape or geometry mismatch between images and label, unknown label values, wrong channel count, fewer cases than
     folds. What is only suspicious is a warning.
     """
-    before = raw_files.dates(root)
+    before, tables = raw_files.dates(root), raw_files.of_tables(root)
     report = inspect(root, settings, n_folds)
     raise_problems(report)
     description = report.description
@@ -64,7 +64,7 @@ def check(root: Path, out: Path, settings: Check, n_folds: int) -> None:
             "test": {one.case: one.entry for one in report.cases if not one.training},
         },
     )
-    raw_files.record(root, out, before)
+    raw_files.record(out, before, tables)
     log.info("%s", check_report.table(report))
 
 

@@ -66,6 +66,12 @@ wildcard_constraints:
     checkpoint="final|best",
 
 
+def stop(error):
+    """End the call before anything runs. What a function of the input raises, Snakemake would wrap in a traceback."""
+    logger.error(str(error))
+    sys.exit(1)
+
+
 def settings(*keys):
     """What a step depends on, by its key in params.yaml (`train`, `validate.mirroring`)."""
     return {key: setting(*key.split(".")) for key in keys}

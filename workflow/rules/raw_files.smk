@@ -25,13 +25,16 @@ def watch_raw_files(wildcards):
     is_decided = not workflow.is_main_process or workflow.dag is None
     if is_decided or DATASET == GENERATED or not os.path.isdir(DATASET):
         return []
-    others = raw_files.changed(
-        Path(DATASET), Path(PREPARED, "cases.json"), logger.warning
-    )
+    try:
+        others = raw_files.changed(
+            Path(DATASET), Path(PREPARED, "cases.json"), logger.warning
+        )
+    except SegpipeError as error:
+        stop(error)
     if others:
         shown = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
         logger.warning(f"not as the check read them: {shown}; {len(others)} in all")
-        workflow.dag.forcerules.add(workflow.get_rule("check"))
+        workflow.dag.forcerules.add(rules.check.rule)
     return []
 
 

@@ -9,25 +9,35 @@ IS_LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 
 def checked_search(wildcards):
     """No file. A function of the input: a `search` that cannot be stops a call that asks for it, before anything runs,
-    and no other one. What a function of the input raises, Snakemake would wrap in a traceback.
+    and no other one.
     """
     try:
         ranges.check(PARAMS, LABELS)
     except SegpipeError as error:
-        logger.error(str(error))
-        sys.exit(1)
+        stop(error)
     return []
+
+
+def tables_of_studies():
+    """path: when it was written, in ns, of the table of each study."""
+    tables = Path("results/search").glob("*/trials.csv")
+    return {path: path.stat().st_mtime_ns for path in tables}
+
+
+TABLES_BEFORE = tables_of_studies()
 
 
 def keep_table(snakemake_logs):
     """Where a worker failed, put the trials of its study as they are now where `search` would have put them. Without
     the best settings beside it, which only `search` writes, the next call knows that it has to run.
+
+    A table that no worker of this call wrote may be of another study: one may fail before it has opened its own.
     """
     text = "".join(Path(path).read_text() for path in snakemake_logs)
-    tables = [*Path("results/search").glob("*/trials.csv")]
-    if "Error in rule search_worker:" in text and tables:
+    written = dict(tables_of_studies().items() - TABLES_BEFORE.items())
+    if "Error in rule search_worker:" in text and written:
         table = Path("results/search/trials.csv")
-        digest.copy(max(tables, key=os.path.getmtime), table)
+        digest.copy(max(written, key=written.get), table)
         print(f"as the trials are now: {table}", file=sys.stderr)
 
 
