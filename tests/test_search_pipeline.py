@@ -110,6 +110,18 @@ def test_a_worker_that_fails_twice_leaves_the_table(copy: Project) -> None:
     assert copy.planned("search") == {"search_worker": 1, "search": 1}
 
 
+def test_a_worker_that_fails_before_it_has_a_study_leaves_no_table_of_another_one(copy: Project) -> None:
+    other = copy.folder / "results/search/0123456789abcdef/trials.csv"
+    other.parent.mkdir(parents=True)
+    other.write_text("number,state\n0,complete\n")
+    (copy.folder / "data/preprocessed/Dataset000_Phantoms/splits.json").write_text("[")
+    copy.set("search.workers", 1)
+    said = copy.snakemake("search", ok=False)
+    assert "Error in rule search_worker" in said
+    assert "as the trials are now" not in said
+    assert not (copy.folder / "results/search/trials.csv").exists()
+
+
 def test_a_search_that_cannot_be_stops_who_asks_for_it_before_anything_runs(fresh: Project) -> None:
     fresh.set("search.ranges", {"train.optimizer.learning_rate": {"low": 0.1, "high": 0.2}})
     fresh.set("search.measure", "dice_kidney")
