@@ -93,7 +93,7 @@ def test_two_processes_make_what_one_makes_and_say_what_it_says(flat, images, tm
         segpipe("predict", "--model", flat, "-i", tmp_path / "images", "-o", alone, *QUICK)
     summary = re.search(r"cases that could not be predicted: 2 problems\n(.+)", capsys.readouterr().err, re.S)
     code, said = Call(flat, tmp_path / "images", shared, *IN_TWO).ended()
-    assert code == 2
+    assert code == 2, said
     assert said.endswith(summary[0])
     assert re.findall(r"\w_0001\.nii\.gz", summary[0]) == ["b_0001.nii.gz", "c_0001.nii.gz"]
     assert files(shared) == files(alone)

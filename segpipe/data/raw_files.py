@@ -7,7 +7,6 @@ that is another time now, earlier or later, the content is read again and compar
 
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,7 +92,7 @@ def _known(cases: Path) -> dict[str, Any]:
     """What the last check left beside cases.json; nothing where that is absent or unreadable."""
     with contextlib.suppress(OSError, ValueError):
         known = digest.read_json(_record(cases))
-        if isinstance(known, dict) and known.keys() >= {"contents", "read"}:
+        if isinstance(known, dict) and all(isinstance(known.get(key), dict) for key in ("contents", "read")):
             return known
     return {"contents": {}, "read": {}}
 
@@ -146,4 +145,4 @@ def _record(cases: Path) -> Path:
 
 
 def _write(cases: Path, content: dict[str, Any]) -> None:
-    digest.write_text(_record(cases), json.dumps(content) + os.linesep)
+    digest.write_text(_record(cases), json.dumps(content) + "\n")

@@ -68,10 +68,10 @@ def install() -> None:
 
 
 def _norm(batch_norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """As the CPU computes the norm of single channels in float32, so that both come to the same bits."""
+    """As the CPU computes the norm of single channels without gradients, so that both come to the same bits."""
 
     def norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if x.is_cuda and x.dtype == torch.float32 and len(x) == 1:
+        if x.is_cuda and x.dtype == torch.float32 and len(x) == 1 and not torch.is_grad_enabled():
             *_, eps, _ = rest
             return torch.group_norm(x, x.shape[1], scale, shift, eps)
         return batch_norm(x, scale, shift, *rest)
